@@ -65,3 +65,7 @@ fuzz cases="100000":
 # Coverage-guided fuzzing of every reader, so many seconds each; needs a nightly toolchain and cargo-fuzz
 fuzz-readers seconds="60":
     scripts/fuzz.sh {{seconds}}
+
+# The Python wheel, in target/wheels; needs maturin
+wheel:
+    cd python && maturin build --release --locked

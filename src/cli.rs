@@ -2,8 +2,10 @@
 
 mod answers;
 mod examples;
+mod fewer;
 mod job;
 pub mod look;
+mod measured;
 mod mistakes;
 mod ranks;
 mod strategy;
@@ -12,7 +14,9 @@ mod values;
 mod version;
 
 pub use answers::{CompareArgs, DiffArgs, DoctorArgs};
+pub use fewer::FewerArgs;
 pub use job::{AllowArg, CatalogueArgs, FigureArgs, JobArgs, ModelArg, PriceArgs};
+pub use measured::{BacktestArgs, CalibrateArgs, MeasuredRun, MeasuredRunArgs};
 pub use mistakes::explained;
 pub use ranks::{DevicesArg, RanksArgs, RunArgs, TransportArg};
 pub use strategy::{Layout, StrategyArgs};
@@ -148,6 +152,8 @@ pub struct PlanArgs {
     pub price: PriceArgs,
     #[command(flatten)]
     pub strategy: StrategyArgs,
+    #[command(flatten)]
+    pub fewer: FewerArgs,
     /// Training framework to plan for (megatron: Megatron-LM of 2021; megatron-core: since 2023); only
     /// without a profile [default: megatron-core]
     #[arg(help_heading = "Search", long, value_parser = trainers())]
@@ -197,6 +203,12 @@ pub struct EstimateArgs {
     pub price: PriceArgs,
     #[command(flatten)]
     pub strategy: StrategyArgs,
+    /// With --best: use every device, even if fewer are as fast [default: with a profile]
+    #[arg(help_heading = "Search", long, requires = "best", conflicts_with = "fewer_devices")]
+    pub all_devices: bool,
+    /// With --best: leave devices off if fewer are as fast [default: without a profile]
+    #[arg(help_heading = "Search", long, requires = "best")]
+    pub fewer_devices: bool,
     /// Training framework to predict for (megatron: Megatron-LM of 2021; megatron-core: since 2023); only
     /// without a profile [default: megatron-core]
     #[arg(help_heading = "Search", long, value_parser = trainers())]
@@ -213,51 +225,6 @@ pub struct EstimateArgs {
     /// Print one JSON document (docs/json.md) instead of text
     #[arg(help_heading = "Output", long)]
     pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct BacktestArgs {
-    /// Tables of runs (CSV, docs/files.md) [default: the built-in table of published runs]
-    pub runs: Vec<PathBuf>,
-    /// Table of layouts measured for the same jobs (CSV), to report the regret of the predicted best and the
-    /// rank correlation
-    #[arg(long, value_name = "FILE")]
-    pub choice_sets: Option<PathBuf>,
-    /// Plans with layer times that others measured (JSON, docs/files.md), instead of a table
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["runs", "choice_sets", "leave_one_group_out", "devices"])]
-    pub measured_plans: Option<PathBuf>,
-    /// Efficiencies (TOML) to predict with [default: built-in]
-    #[arg(long, conflicts_with = "leave_one_group_out")]
-    pub calibration: Option<PathBuf>,
-    /// Cross-validate: predict every group of rows by a fit to all the other groups
-    #[arg(long)]
-    pub leave_one_group_out: bool,
-    /// For this group, leave out only half of its jobs at a time; can be repeated
-    #[arg(long, value_name = "GROUP", requires = "leave_one_group_out")]
-    pub half_of_jobs: Vec<String>,
-    #[command(flatten)]
-    pub catalogue: CatalogueArgs,
-    /// Print one JSON document (docs/json.md) instead of text
-    #[arg(help_heading = "Output", long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct CalibrateArgs {
-    /// Tables of runs (CSV, docs/files.md)
-    #[arg(required = true)]
-    pub runs: Vec<PathBuf>,
-    /// File to write the efficiencies to (TOML), for `estimate --calibration`
-    #[arg(help_heading = "Output", short, long)]
-    pub output: PathBuf,
-    /// Start the fit from the physical priors instead of the built-in efficiencies
-    #[arg(long)]
-    pub from_priors: bool,
-    /// For this group, leave out only half of its jobs at a time when the error is estimated; can be repeated
-    #[arg(long, value_name = "GROUP")]
-    pub half_of_jobs: Vec<String>,
-    #[command(flatten)]
-    pub catalogue: CatalogueArgs,
 }
 
 /// How many of a plan's alternatives.

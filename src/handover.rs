@@ -35,7 +35,7 @@ pub fn measured_first(
         .filter_map(|(run, record)| Some((run, find(candidates, &record.strategy, &record.stages)?)))
         .collect();
     // The sort is stable: of two equally fast plans, the planner's order is kept.
-    order.sort_by(|a, b| verdict::score(objective, a.0).total_cmp(&verdict::score(objective, b.0)));
+    order.sort_by(|a, b| verdict::order(objective, a.0, b.0));
     let Some((fastest, best)) = order.first().copied() else { return plan.clone() };
     let mut document = plan.clone();
     if (&plan.strategy, &plan.stages) != (&best.strategy, &best.stages) {

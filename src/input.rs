@@ -32,6 +32,8 @@ fn largest(what: &str) -> u64 {
     match what {
         // The longest record has some 80 MB.
         "run" => 128 * MIB,
+        // A trace of a few steps has a million events.
+        "log" => 1024 * MIB,
         "plan" | "profile" | "validation" => 64 * MIB,
         "run table" | "choice set" | "measured plans" => 16 * MIB,
         "model" | "configuration" => 4 * MIB,
@@ -452,10 +454,12 @@ pub fn job(
     default_seq_len: Option<u32>,
     measured: Option<Precision>,
 ) -> Result<Job, Failure> {
+    let mut file_has_objective = false;
     let mut job = match &args.job {
         Some(path) => {
             let (file, content) = (path.display().to_string(), bytes(path, "job")?);
             let mut job = Job::read(&file, &content)?;
+            file_has_objective = Job::gives_objective(&file, &content)?;
             if let (Some(measured), None) = (measured, Job::precision_in(&file, &content)?) {
                 job.precision = measured;
             }
@@ -490,13 +494,16 @@ pub fn job(
         job.seed = seed;
         job.give(Hyperparameter::Seed);
     }
-    job.objective = args.objective.unwrap_or(job.objective);
     job.precision = args.precision.unwrap_or(job.precision);
     if args.allow.contains(&AllowArg::Compression) {
         job.allow.codecs = Codec::DEFAULTS.to_vec();
         job.allow.parameter_codecs = vec![Codec::None, Codec::Bf16, Codec::Int8 { block: 256 }];
         job.allow.activation_codecs = vec![Codec::None, Codec::Bf16];
+        if !file_has_objective {
+            job.objective = job.usual_objective();
+        }
     }
+    job.objective = args.objective.unwrap_or(job.objective);
     if let Some(peak) = args.learning_rate {
         job.learning_rate.peak = peak;
         job.give(Hyperparameter::PeakLearningRate);

@@ -41,35 +41,47 @@ pub fn probe(
     // Losses do not depend on links or clocks.
     let options = LaunchOptions { network: None, ..options.clone() };
     let mut progress = Progress::new("probe");
-    let train = |strategy: &ParallelStrategy, steps: u32| -> Result<Vec<f64>, Failure> {
+    let train = |strategy: &ParallelStrategy, steps: u32, more_seed: u64| -> Result<Vec<f64>, Failure> {
         let stages = stages::even(&plan.model, strategy);
+        let mut seeded = plan.clone();
+        seeded.job.seed = plan.job.seed.wrapping_add(more_seed);
         let task = Task {
             strategy: strategy.clone(),
             stages,
             emulated_flops_per_s: None,
-            ..Task::of_plan(plan, data.clone(), steps, 0)
+            ..Task::of_plan(&seeded, data.clone(), steps, 0)
         };
         let trained = train::run(&task, &options, |_| ());
         trained.failure.map_or(Ok(()), Err)?;
         let steps = trained.record.map(|record| record.steps).unwrap_or_default();
         Ok(smooth(&steps.iter().map(|step| step.loss).collect::<Vec<_>>()))
     };
-    progress.at(0, pairs.len() + 1, "training without codecs");
-    let exact_loss = match train(&exact, steps) {
+    let longest = (PATIENCE * f64::from(steps)).ceil() as u32;
+    progress.at(0, pairs.len() + 2, "training without codecs");
+    let exact_loss = match train(&exact, steps, 0) {
         Ok(losses) => losses.last().copied().unwrap_or_default(),
+        Err(failure) => return Ok(Some(failure)),
+    };
+    // Another seed has other batches and another start: what differs in steps is noise.
+    progress.at(1, pairs.len() + 2, "training without codecs again, with another seed");
+    let noise = match train(&exact, longest, 1) {
+        Ok(losses) => noise(steps, exact_loss, &losses),
         Err(failure) => return Ok(Some(failure)),
     };
     for (index, (coded, codec)) in pairs.iter().enumerate() {
         let name = format!("{} as {}", coded.name(), codec.name());
-        progress.at(index + 1, pairs.len() + 1, &format!("training with {name}"));
+        progress.at(index + 2, pairs.len() + 2, &format!("training with {name}"));
         let strategy = with(&exact, *coded, *codec);
         let legal = rules::check_strategy(&plan.model, &plan.job, devices, &strategy);
         if let Err(illegal) = legal {
             output::note(&format!("not probed: {name}: {illegal}"));
             continue;
         }
-        match train(&strategy, (PATIENCE * f64::from(steps)).ceil() as u32) {
-            Ok(losses) => probes.push(compare((*coded, *codec), steps, exact_loss, &losses)),
+        match train(&strategy, longest, 0) {
+            Ok(losses) => {
+                let noise = Some(noise);
+                probes.push(CodecProbe { noise, ..compare((*coded, *codec), steps, exact_loss, &losses) });
+            }
             // If training diverges with one codec, the others are still measured.
             Err(failure @ Failure::Run(_)) => {
                 progress.warn(&format!("not probed: {name}: {failure}; the other codecs are still probed"));
@@ -129,11 +141,25 @@ fn smooth(losses: &[f64]) -> Vec<f64> {
     (0..losses.len()).map(mean).collect()
 }
 
-fn compare((coded, codec): (Coded, Codec), steps: u32, exact_loss: f64, losses: &[f64]) -> CodecProbe {
-    // Before the first full window, the mean is of the beginning.
+/// By how much two exact trainings differ in steps to a loss, relative to them; at least half of the window that
+/// losses are averaged over.
+fn noise(steps: u32, exact_loss: f64, losses: &[f64]) -> f64 {
+    let again = reached(exact_loss, losses).unwrap_or(losses.len()) as f64 / f64::from(steps);
+    (again - 1.0).abs().max(0.5 * WINDOW as f64 / f64::from(steps))
+}
+
+/// Steps until the loss is as low as that of the exact training. Before the first full window, the mean is of the
+/// beginning.
+fn reached(exact_loss: f64, losses: &[f64]) -> Option<usize> {
     let after = losses.iter().enumerate().skip(WINDOW - 1).find(|(_, loss)| **loss <= exact_loss);
-    let made = after.map_or(losses.len(), |(index, _)| index + 1);
+    after.map(|(index, _)| index + 1)
+}
+
+fn compare((coded, codec): (Coded, Codec), steps: u32, exact_loss: f64, losses: &[f64]) -> CodecProbe {
+    let after = reached(exact_loss, losses);
+    let made = after.unwrap_or(losses.len());
     CodecProbe {
+        noise: None,
         codec,
         coded,
         steps,
@@ -157,5 +183,9 @@ mod tests {
         assert_eq!((probe.slowdown, probe.reached, probe.loss), (50.0 / 40.0, true, smoothed[39]));
         let never = compare((Coded::Gradients, Codec::OneBit), 40, 1.0, &smoothed);
         assert_eq!((never.slowdown, never.reached), (60.0 / 40.0, false));
+        // The loss of step 40 is 24.5 here: a training that is there at step 50 differs by a quarter.
+        assert_eq!(noise(40, 15.5, &smoothed), 0.25);
+        // One that is there at once differs by no less than the window can tell.
+        assert_eq!(noise(40, smoothed[39], &smoothed), 0.125);
     }
 }

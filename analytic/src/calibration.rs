@@ -1,6 +1,7 @@
 //! Parameters fitted to runs, with their accuracy, as stored in files.
 
 use crate::basis::{Basis, ErrorBars, Judged, StatedBar};
+use crate::few;
 use crate::fit::{self, Fold};
 use crate::parameters::FreeParameters;
 use crate::run::TrainingRun;
@@ -15,7 +16,7 @@ use std::sync::LazyLock;
 pub const COVERAGE: f64 = 0.9;
 
 /// Larger errors do not describe a usable prediction.
-const LARGEST_ERROR: f64 = 10.0;
+pub(crate) const LARGEST_ERROR: f64 = 10.0;
 
 /// A calibration as stored in a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,8 +37,32 @@ pub struct Calibration {
     /// Error bars of predictions that stand on less; absent where too few such runs were measured.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub error_bars: BTreeMap<Basis, f64>,
+    /// Own runs with which the error bar is smaller; the error bars above are those of all other runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<OwnRuns>,
     /// By name; a missing parameter keeps its prior.
     pub parameters: BTreeMap<String, f64>,
+}
+
+/// What the runs of a calibration are of: it says nothing of the error on other devices or of other trainers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnRuns {
+    pub runs: usize,
+    pub error_bar: f64,
+    pub devices: Vec<String>,
+    pub trainers: Vec<String>,
+    pub precisions: Vec<String>,
+}
+
+impl OwnRuns {
+    fn cover(&self, run: &TrainingRun) -> bool {
+        let has = |list: &[String], name: &str| list.iter().any(|known| known == name);
+        has(&self.devices, &run.machine.device_name)
+            && has(&self.trainers, run.trainer.name())
+            && has(&self.precisions, run.dtype.name())
+            && run.block.experts.is_none()
+    }
 }
 
 static SHIPPED: LazyLock<(FreeParameters, Calibration)> = LazyLock::new(|| {
@@ -54,7 +79,8 @@ impl Check for Calibration {
         let usual =
             [("error_bar".to_owned(), self.error_bar), ("median_error".to_owned(), self.median_error)];
         let of = self.error_bars.iter().map(|(basis, bar)| (format!("error_bars: {}", basis.words()), *bar));
-        for (field, error) in usual.into_iter().chain(of) {
+        let own = self.own.as_ref().map(|own| ("own.error_bar".to_owned(), own.error_bar));
+        for (field, error) in usual.into_iter().chain(of).chain(own) {
             if !(0.0..=LARGEST_ERROR).contains(&error) {
                 let problem = format!("must be a relative error from 0 to {LARGEST_ERROR}");
                 return Err(InputError::new(field, error, problem)
@@ -73,6 +99,12 @@ impl Calibration {
 
     /// The error bar of a run, and what it is the error of, in words.
     pub fn error_bar_of(&self, run: &TrainingRun, parameters: &FreeParameters) -> (f64, String) {
+        if let Some(own) = self.own.as_ref().filter(|own| own.cover(run)) {
+            let runs = if own.runs == 1 { "one run".to_owned() } else { format!("{} runs", own.runs) };
+            let words =
+                format!("nine of ten runs like the {runs} of the calibration are expected within this error");
+            return (own.error_bar, words);
+        }
         let bars = self.bars();
         let (bar, basis) = bars.widest(&self.bases_of(run, parameters));
         let words = match basis {
@@ -93,7 +125,8 @@ impl Calibration {
         let bars = self.bars();
         let stated = |row: &TableRow| {
             let bases = row.run.as_ref().map_or(Vec::new(), |run| self.bases_of(run, parameters));
-            StatedBar { relative: bars.widest(&bases).0, bases }
+            let own = self.own.as_ref().filter(|own| row.run.as_ref().is_ok_and(|run| own.cover(run)));
+            StatedBar { relative: own.map_or_else(|| bars.widest(&bases).0, |own| own.error_bar), bases }
         };
         rows.iter().map(stated).collect()
     }
@@ -151,13 +184,55 @@ impl Calibration {
             trainers: Some(trainers.into_iter().map(str::to_owned).collect()),
             error_bars: bars.of.into_iter().map(|(basis, bar)| (basis, rounded(bar))).collect(),
             median_error: rounded(crate::statistics::quantile(&mut sizes, 0.5)),
-            parameters: parameters
-                .to_table()
-                .into_iter()
-                .map(|(name, value)| (name, rounded(value)))
-                .collect(),
+            own: None,
+            parameters: rounded_table(&parameters),
         }
     }
+
+    /// A calibration by few runs, each of which may be another job on the same cluster: `self` corrected by them.
+    /// `left_out` are logarithms of predicted over measured times, each predicted by a fit to the other runs.
+    #[must_use]
+    pub fn with_own_runs(
+        &self,
+        rows: &[TableRow],
+        middle: &FreeParameters,
+        left_out: &[f64],
+        fitted_to: &str,
+    ) -> Self {
+        let samples = fit::samples(rows);
+        let parameters = fit::fit(&samples.iter().collect::<Vec<_>>(), middle);
+        let runs = || rows.iter().filter(|row| row.is_for_fitting()).filter_map(|row| row.run.as_ref().ok());
+        let named = |name: &dyn Fn(&TrainingRun) -> String| -> Vec<String> {
+            runs().map(name).collect::<BTreeSet<_>>().into_iter().collect()
+        };
+        let known = |trainer: Trainer| {
+            self.trainers.as_ref().is_none_or(|all| all.iter().any(|name| name == trainer.name()))
+        };
+        // What the shipped fit would say of these runs; the widest, so that the bar holds for each.
+        let bars = self.bars();
+        let stated =
+            runs().map(|run| bars.widest(&run.bases(middle, known)).0).fold(self.error_bar, f64::max);
+        let own = OwnRuns {
+            runs: samples.len(),
+            error_bar: rounded(few::bar_of_own_runs(stated, left_out)),
+            devices: named(&|run| run.machine.device_name.clone()),
+            trainers: named(&|run| run.trainer.name().to_owned()),
+            precisions: named(&|run| run.dtype.name().to_owned()),
+        };
+        let mut sizes: Vec<f64> = left_out.iter().map(|error| error.exp_m1().abs()).collect();
+        Self {
+            fitted_to: fitted_to.to_owned(),
+            runs: samples.len(),
+            median_error: rounded(crate::statistics::quantile(&mut sizes, 0.5)),
+            own: Some(own),
+            parameters: rounded_table(&parameters),
+            ..self.clone()
+        }
+    }
+}
+
+fn rounded_table(parameters: &FreeParameters) -> BTreeMap<String, f64> {
+    parameters.to_table().into_iter().map(|(name, value)| (name, rounded(value))).collect()
 }
 
 /// Four significant digits: more would be noise.

@@ -35,7 +35,7 @@ pub struct FitSample<'a> {
 
 impl FitSample<'_> {
     /// Logarithm of predicted / measured.
-    fn error(&self, parameters: &FreeParameters) -> f64 {
+    pub fn error(&self, parameters: &FreeParameters) -> f64 {
         (seconds(self.run, &self.work, parameters) / self.measured).ln()
     }
 }

@@ -27,6 +27,7 @@ mod calibration;
 mod cells;
 mod described;
 mod estimate;
+pub mod few;
 mod fields;
 pub mod fit;
 mod launches;

@@ -160,6 +160,7 @@ impl CataloguePrices {
             overhead_s: Seconds(self.parameters.step_s),
             baseline_bytes: Bytes(Reserve::SHIPPED.context as u64),
             fragmentation: Reserve::SHIPPED.fragmentation_of(trainer),
+            peak_error: Reserve::PEAKS,
             spread: error_bar,
         }
     }

@@ -4,7 +4,7 @@ use crate::curve::Price;
 use crate::priced::Priced;
 use crate::statistics;
 use autodist_program::Op;
-use autodist_spec::{Cluster, Estimate, Job, Seconds, StageEstimate, Utilisation};
+use autodist_spec::{Bytes, Cluster, Estimate, Job, MemoryBreakdown, Seconds, StageEstimate, Utilisation};
 
 impl Priced<'_> {
     pub fn estimate(&self, job: &Job, cluster: &Cluster) -> Estimate {
@@ -15,6 +15,7 @@ impl Priced<'_> {
         let fullest = (0..memory.len()).rev().max_by_key(|rank| memory[*rank].total()).unwrap_or(0);
         let mfu = Utilisation::of(&self.program.model, job, cluster, step).mfu();
         let totals: Vec<Price> = (0..self.ranks.len()).map(|rank| self.rank_total(rank)).collect();
+        let risk = self.memory_risk(cluster, &memory);
         let slowdown = statistics::slowdown(self.program, job, &self.costs.probes);
         Estimate {
             slowdown,
@@ -25,6 +26,10 @@ impl Priced<'_> {
             tokens_per_s: job.tokens() as f64 / step.0,
             mfu,
             peak_memory_bytes: memory[fullest].total(),
+            peak_memory_spread_bytes: Some(Bytes(
+                (self.costs.peak_error.bar() * memory[fullest].total().as_f64()).ceil() as u64,
+            )),
+            memory_risk: Some(risk),
             cost: simulation.ranks[busiest].clone(),
             memory: memory[fullest].clone(),
             lower_bound_s: self.lower_bound(),
@@ -36,6 +41,24 @@ impl Priced<'_> {
                 .map(|(cost, memory)| StageEstimate { cost, memory })
                 .collect(),
         }
+    }
+
+    /// Chance that the device of a rank is too small for it: of the rank for which that is most likely, because
+    /// ranks are predicted alike and err alike.
+    fn memory_risk(&self, cluster: &Cluster, memory: &[MemoryBreakdown]) -> f64 {
+        let kinds = cluster.node_kinds();
+        let sizes: Vec<f64> = kinds.iter().map(|kind| kind.group.device.memory_bytes.as_f64()).collect();
+        let least = |sizes: &[f64]| sizes.iter().copied().fold(f64::INFINITY, f64::min);
+        let capacity = |rank: usize| {
+            let classes = self.costs.classes.of_stage(&self.program.strategy, rank);
+            let own = sizes.get(classes.iter()).filter(|_| self.costs.classes.count() > 1);
+            least(own.unwrap_or(&sizes))
+        };
+        let ratio =
+            |(rank, memory): (usize, &MemoryBreakdown)| capacity(rank) / memory.total().as_f64().max(1.0);
+        let tightest = memory.iter().enumerate().map(ratio).fold(f64::INFINITY, f64::min);
+        // More digits would be of the formula, not of the measured errors.
+        (1e4 * self.costs.peak_error.chance_above(tightest)).round() / 1e4
     }
 
     /// Total work of a rank in a step, exposed or overlapped.

@@ -4,6 +4,7 @@ use crate::CostModel;
 use crate::curve::Price;
 use crate::extended::{ExtendedPrices, Links, SHARING};
 use crate::measured::{LinkCurves, Unpriced};
+use crate::peak::PeakError;
 use crate::prices::Prices;
 use crate::routes::Routes;
 use autodist_spec::{Bytes, BytesPerSecond, Cluster, Link, Network, ParallelStrategy, Profile, Seconds};
@@ -53,6 +54,9 @@ impl CostModel {
         };
         let prices = Arc::new(ExtendedPrices::new(profile, cluster, links, catalogue));
         let mut costs = Self { prices: vec![prices.clone()], extended: Some(prices.clone()), ..own };
+        if costs.peak_error == PeakError::NATIVE && !same {
+            costs.peak_error = PeakError::EXTENDED;
+        }
         if prices.measured_one_rank() {
             costs.repeatability = Some(costs.repeatability.unwrap_or(0.0).hypot(SHARING));
         }

@@ -32,6 +32,7 @@ mod layers;
 mod measured;
 mod memory;
 mod outline;
+mod peak;
 mod priced;
 mod prices;
 mod routes;
@@ -47,6 +48,7 @@ pub use layers::{LayerCost, LayerCosts, RankCosts};
 pub use measured::{SegmentPrice, Unpriced};
 pub use memory::persistent_bytes;
 pub use outline::{InFlight, Outline, in_flight};
+pub use peak::PeakError;
 pub use priced::Priced;
 pub use prices::{CollectiveQuery, MessageQuery, ParameterBytes, Prices, Purpose, SegmentQuery, StepCosts};
 pub use simulate::Simulation;
@@ -119,6 +121,8 @@ pub struct CostModel {
     pub(crate) baseline_bytes: Bytes,
     /// Bytes that the allocator holds in addition to tensors, relative to these.
     pub(crate) fragmentation: f64,
+    /// Errors of predicted peaks of memory.
+    pub(crate) peak_error: PeakError,
     pub(crate) staging_bytes: Bytes,
     /// Absent if no plan ran twice.
     pub(crate) repeatability: Option<f64>,
@@ -189,6 +193,10 @@ impl CostModel {
             add_s_per_element: profile.add_s_per_element,
             baseline_bytes: profile.baseline_bytes,
             fragmentation: 0.0,
+            peak_error: match profile.environment.engine {
+                Engine::Native => PeakError::NATIVE,
+                Engine::Torch => PeakError::TORCH,
+            },
             staging_bytes: profile.staging_bytes,
             repeatability: profile.noise(),
             probes: Vec::new(),
@@ -240,6 +248,7 @@ impl CostModel {
             add_s_per_element: 0.0,
             baseline_bytes: step.baseline_bytes,
             fragmentation: step.fragmentation,
+            peak_error: step.peak_error,
             staging_bytes: Bytes::ZERO,
             repeatability: Some(step.spread),
             probes: Vec::new(),
@@ -267,6 +276,13 @@ impl CostModel {
     #[must_use]
     pub fn network(&self) -> Option<&Network> {
         self.routes.as_ref().map(|routes| routes.network())
+    }
+
+    /// The part of a predicted peak of memory that has to be added to it for a bound that nineteen of twenty measured
+    /// peaks keep.
+    #[must_use]
+    pub fn peak_bar(&self) -> f64 {
+        self.peak_error.bar()
     }
 
     #[must_use]

@@ -2,6 +2,7 @@
 
 use crate::curve::Price;
 use crate::measured::{SegmentPrice, Unpriced};
+use crate::peak::PeakError;
 use autodist_program::Transfer;
 use autodist_spec::profile::Interference;
 use autodist_spec::{
@@ -149,6 +150,7 @@ pub struct StepCosts {
     pub baseline_bytes: Bytes,
     /// Bytes that the allocator holds in addition to tensors, relative to these.
     pub fragmentation: f64,
+    pub peak_error: PeakError,
     /// Half-width of the interval of a step time, relative to it.
     pub spread: f64,
 }

@@ -23,18 +23,16 @@ pub(crate) fn slowdown(program: &Program, job: &Job, probes: &[CodecProbe]) -> O
     let communication = &program.strategy.communication;
     let probed = |codec: Codec, coded: Coded| {
         let probe = probes.iter().find(|probe| (probe.codec, probe.coded) == (codec, coded))?;
-        // A result below 1 is noise.
-        Some(Slowdown { factor: probe.slowdown.max(1.0), provenance: Provenance::Measured })
+        Some(Slowdown { factor: probe.factor(), provenance: Provenance::Measured, noise: probe.noise })
     };
     let rounded = |codec: Codec, coded: Coded| {
-        let nothing = Slowdown { factor: 1.0, provenance: Provenance::Assumed };
-        (codec != Codec::None).then(|| probed(codec, coded).unwrap_or(nothing))
+        (codec != Codec::None).then(|| probed(codec, coded).unwrap_or(Slowdown::prior(1.0)))
     };
     let of_bucket = |(codec, bucket): (Codec, &Bucket)| {
         // A codec on shards is at most as lossy as on whole gradients.
         probed(codec, Coded::Gradients).unwrap_or_else(|| {
             let distortion = distortion(codec, &coding::tensors(program, bucket), bucket.padded);
-            Slowdown { factor: prior(distortion, program.mesh.data(), job), provenance: Provenance::Assumed }
+            Slowdown::prior(prior(distortion, program.mesh.data(), job))
         })
     };
     let buckets = program.ranks.iter().flat_map(|rank| {
@@ -50,10 +48,11 @@ pub(crate) fn slowdown(program: &Program, job: &Job, probes: &[CodecProbe]) -> O
         rounded(communication.parameters, Coded::Parameters),
         rounded(communication.activations, Coded::Activations),
     ];
-    parts
-        .into_iter()
-        .flatten()
-        .reduce(|a, b| Slowdown { factor: a.factor * b.factor, provenance: a.provenance.max(b.provenance) })
+    parts.into_iter().flatten().reduce(|a, b| Slowdown {
+        factor: a.factor * b.factor,
+        provenance: a.provenance.max(b.provenance),
+        noise: a.noise.zip(b.noise).map(|(a, b)| a.hypot(b)),
+    })
 }
 
 fn prior(distortion: Distortion, members: usize, job: &Job) -> f64 {
@@ -90,7 +89,7 @@ mod tests {
         assert!((prior(Distortion::Contraction { delta: 0.5 }, 4, &job) - 1.02).abs() < 1e-12);
         assert_eq!(time_to_loss(&job, None, 2.0), None);
         job.convergence = Some(Convergence { min_steps: 1000.0, critical_batch: 64.0 });
-        let slow = Slowdown { factor: 1.5, provenance: Provenance::Measured };
+        let slow = Slowdown { factor: 1.5, provenance: Provenance::Measured, noise: None };
         assert_eq!(time_to_loss(&job, Some(slow), 2.0), Some(Seconds(6000.0)));
     }
 }

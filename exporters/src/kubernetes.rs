@@ -5,7 +5,7 @@ use crate::launch::{Machines, quoted};
 use crate::row::{FieldMapping, UnsupportedField};
 use crate::slurm::{ASKS, PLAN, steps};
 use crate::{Ask, Export, Exporter, File};
-use autodist_spec::{InputError, to_json};
+use autodist_spec::{InputError, Plan, to_json};
 use serde_json::{Value, json};
 
 pub struct Kubernetes;
@@ -50,11 +50,13 @@ const NAME: &str = "autodist";
 
 /// The plan, as a ConfigMap to mount into pods.
 fn config_map(job: &Export<'_>) -> String {
+    // Points of a figure would only be in the way of a reader.
+    let plan = Plan { priced: Vec::new(), ..job.plan.clone() };
     yaml(&json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": { "name": format!("{NAME}-plan") },
-        "data": { PLAN: to_json(job.plan) },
+        "data": { PLAN: to_json(&plan) },
     }))
 }
 

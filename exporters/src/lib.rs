@@ -14,6 +14,7 @@ mod galvatron;
 mod import;
 mod kubernetes;
 mod launch;
+pub mod logs;
 mod maxtext;
 mod megatron;
 mod megatron_bridge;

@@ -1,7 +1,6 @@
 //! One candidate: its cheap bounds, and its evaluation.
 
 use crate::communication::CommunicationOptions;
-use crate::reason::Comparison;
 use crate::refusal::MemoryShortfall;
 use crate::space::Candidate;
 use autodist_cost_model::{CostModel, InFlight, Outline, RankCosts, Unpriced, in_flight};
@@ -9,8 +8,8 @@ use autodist_program::schedule::Extent;
 use autodist_program::{Illegal, Program, engine, rules, stages};
 use autodist_spec::model::share;
 use autodist_spec::{
-    Alternative, Bytes, Cluster, Engine, Estimate, Job, LayerKind, MemoryBreakdown, ModelSpec, Network,
-    ParallelStrategy, Recompute, ScheduleKind, Seconds, Stage,
+    Bytes, Cluster, Engine, Estimate, Job, LayerKind, MemoryBreakdown, ModelSpec, Network, ParallelStrategy,
+    Recompute, ScheduleKind, Seconds, Stage,
 };
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -23,6 +22,8 @@ pub(crate) struct Found {
     pub estimate: Estimate,
     /// The objective of the search: step time, or step time × the codecs' factor on the number of steps.
     pub merit: Seconds,
+    /// The part of the memory of the fullest device that is used.
+    pub fullness: f64,
 }
 
 /// Step times that differ by less than a nanosecond are equal: floating-point sums are not more accurate.
@@ -31,12 +32,6 @@ pub(crate) fn nanoseconds(time: Seconds) -> u64 {
 }
 
 impl Found {
-    /// This plan as the alternative to a better one.
-    pub fn beside(self, best: &Estimate) -> Alternative {
-        let reason = Comparison::of(best, &self.estimate).to_string();
-        Alternative { strategy: self.strategy, stages: self.stages, estimate: self.estimate, reason }
-    }
-
     /// Sort key: faster first, then smaller, then in the order of strategies and of recomputed blocks.
     pub fn rank(&self) -> impl Ord + use<'_> {
         let recomputed: Vec<_> = self.stages.iter().map(|s| (s.end_layer, &s.recompute)).collect();
@@ -65,6 +60,19 @@ enum Cut {
     Times,
     /// Numbers of blocks that differ by at most one.
     Blocks,
+}
+
+/// How much memory the fewest recomputed blocks have to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// The job's reserve.
+    Reserve,
+    /// Also what the peak may be above its prediction, so that the plan is not risky.
+    Safe,
+}
+
+fn rooms(candidate: &Candidate) -> &'static [Room] {
+    if candidate.least_recompute { &[Room::Reserve, Room::Safe] } else { &[Room::Reserve] }
 }
 
 /// Nothing is known of a cut.
@@ -154,6 +162,17 @@ impl<'a> Evaluator<'a> {
             |rank: usize| memory[rank].total().as_f64() - self.usable(strategy, rank as u32).as_f64();
         let ranks = (0..memory.len()).rev().map(|rank| (rank, excess(rank)));
         ranks.max_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
+    /// The bytes by which the fullest pipeline rank exceeds what is usable and safe; negative if all are below it.
+    fn beyond_safety(&self, strategy: &ParallelStrategy, memory: &[MemoryBreakdown]) -> f64 {
+        let peak = 1.0 + self.costs.peak_bar();
+        let excess = |(rank, memory): (usize, &MemoryBreakdown)| {
+            let rank = rank as u32;
+            let safe = self.capacity(strategy, rank).as_f64() / peak;
+            memory.total().as_f64() - safe.min(self.usable(strategy, rank).as_f64())
+        };
+        memory.iter().enumerate().map(excess).fold(f64::NEG_INFINITY, f64::max)
     }
 
     /// Checks the rules that do not depend on stages.
@@ -295,13 +314,17 @@ impl<'a> Evaluator<'a> {
                 outcomes.push(vec![Outcome::Bounded(bound)]);
                 continue;
             }
-            match self.candidate_stages(candidate, *cut) {
-                Ok(stages) if seen.contains(&stages) => {}
-                Ok(stages) => {
-                    outcomes.push(self.evaluate_cut(candidate, &stages, threshold));
-                    seen.push(stages);
+            for room in rooms(candidate) {
+                match self.candidate_stages(candidate, *cut, *room) {
+                    Ok(stages) if seen.contains(&stages) => {}
+                    Ok(stages) => {
+                        outcomes.push(self.evaluate_cut(candidate, &stages, threshold));
+                        seen.push(stages);
+                    }
+                    // What fits with the reserve alone need not fit more safely.
+                    Err(_) if *room == Room::Safe => {}
+                    Err(outcome) => outcomes.push(vec![outcome]),
                 }
-                Err(outcome) => outcomes.push(vec![outcome]),
             }
         }
         outcomes
@@ -407,9 +430,14 @@ impl<'a> Evaluator<'a> {
             Ok(priced) => priced,
             Err(error) => return Outcome::Unpriced(error),
         };
-        if let Some(shortfall) = MemoryShortfall::of(program, &priced.memory(), self) {
+        let memory = priced.memory();
+        if let Some(shortfall) = MemoryShortfall::of(program, &memory, self) {
             return Outcome::Memory(Box::new(shortfall));
         }
+        let part = |(rank, memory): (usize, &MemoryBreakdown)| {
+            memory.total().as_f64() / self.capacity(&program.strategy, rank as u32).as_f64()
+        };
+        let fullness = memory.iter().enumerate().map(part).fold(0.0, f64::max);
         let bound = priced.lower_bound();
         if threshold.is_some_and(|threshold| nanoseconds(bound) > threshold) {
             return Outcome::Bounded(bound);
@@ -426,6 +454,7 @@ impl<'a> Evaluator<'a> {
             stages: program.stages.clone(),
             merit: estimate.merit(self.job.objective),
             estimate,
+            fullness,
         }))
     }
 
@@ -437,9 +466,9 @@ impl<'a> Evaluator<'a> {
         Ok(priced.estimate(self.job, self.cluster))
     }
 
-    fn candidate_stages(&self, candidate: &Candidate, cut: Cut) -> Result<Vec<Stage>, Outcome> {
+    fn candidate_stages(&self, candidate: &Candidate, cut: Cut, room: Room) -> Result<Vec<Stage>, Outcome> {
         if candidate.least_recompute {
-            self.least_recompute(&candidate.strategy, cut)
+            self.least_recompute(&candidate.strategy, cut, room)
         } else {
             self.cut(&candidate.strategy, cut).map_err(Outcome::Unpriced)
         }
@@ -448,7 +477,12 @@ impl<'a> Evaluator<'a> {
     /// The fewest recomputed blocks per chunk with which the plan fits: memory never grows with their number.
     /// It is nearly linear in it, so that the next count to try is interpolated; every third one halves what
     /// is left, in case it is not.
-    fn least_recompute(&self, strategy: &ParallelStrategy, cut: Cut) -> Result<Vec<Stage>, Outcome> {
+    fn least_recompute(
+        &self,
+        strategy: &ParallelStrategy,
+        cut: Cut,
+        room: Room,
+    ) -> Result<Vec<Stage>, Outcome> {
         let cuts = self.cut(&without_recompute(strategy), cut).map_err(Outcome::Unpriced)?;
         let blocks =
             |stage: &Stage| stage.layers().filter(|l| self.model.kind(*l) == LayerKind::Block).count();
@@ -460,7 +494,10 @@ impl<'a> Evaluator<'a> {
             Ok((program, memory))
         };
         // Bytes in excess of what is usable.
-        let excess = |memory: &[MemoryBreakdown]| self.fullest(strategy, memory).map_or(0.0, |most| most.1);
+        let excess = |memory: &[MemoryBreakdown]| match room {
+            Room::Reserve => self.fullest(strategy, memory).map_or(0.0, |most| most.1),
+            Room::Safe => self.beyond_safety(strategy, memory),
+        };
         let most = excess(&memory(0)?.1);
         if most <= 0.0 {
             return Err(Outcome::Same);
@@ -468,6 +505,9 @@ impl<'a> Evaluator<'a> {
         let (program, least) = memory(all)?;
         if let Some(shortfall) = MemoryShortfall::of(&program, &least, self) {
             return Err(Outcome::Memory(Box::new(shortfall)));
+        }
+        if excess(&least) > 0.0 {
+            return Err(Outcome::Same);
         }
         let (mut too_few, mut enough) = ((0, most), (all, excess(&least)));
         let mut tries = 0;

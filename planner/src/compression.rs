@@ -5,8 +5,7 @@ use crate::candidate::{Evaluator, Found};
 use autodist_cost_model::CodedSummary;
 use autodist_program::Program;
 use autodist_spec::{
-    Codec, CodecVerdict, Coded, Communication, Estimate, ParallelStrategy, Provenance, Reduction, Seconds,
-    Slowdown,
+    Codec, CodecVerdict, Coded, Communication, Estimate, ParallelStrategy, Reduction, Seconds, Slowdown,
 };
 
 /// Differences below this are not measurable.
@@ -69,7 +68,7 @@ fn refused(codec: Codec, kind: Coded, dense: &Way, reason: String) -> CodecVerdi
         required_ratio: None,
         coding_s: Seconds(0.0),
         exposed_s: Seconds(exposed(&dense.estimate, kind)),
-        slowdown: Slowdown { factor: 1.0, provenance: Provenance::Assumed },
+        slowdown: Slowdown::prior(1.0),
         reason,
     }
 }
@@ -151,10 +150,7 @@ fn verdict(codec: Codec, kind: Coded, dense: &Way, coded: &Way) -> CodecVerdict 
         required_ratio: required,
         coding_s: Seconds(coded.summary.coding_s),
         exposed_s: Seconds(exposed),
-        slowdown: coded
-            .estimate
-            .slowdown
-            .unwrap_or(Slowdown { factor: 1.0, provenance: Provenance::Assumed }),
+        slowdown: coded.estimate.slowdown.unwrap_or(Slowdown::prior(1.0)),
         reason: if buckets.is_empty() { reason } else { format!("{reason} (algorithms differ by bucket)") },
     }
 }

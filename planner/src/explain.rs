@@ -1,6 +1,7 @@
 //! Why this plan is best, which part of the step dominates, and which changes would make another plan best.
 
 use crate::candidate::Evaluator;
+use crate::choice::TIE;
 use crate::{Comparison, Limit, PlanError, Planner, SearchLimits};
 use autodist_spec::estimate::{LAUNCH_BOUND, is_zero};
 use autodist_spec::strategy::label;
@@ -120,16 +121,22 @@ fn reason(plan: &Plan, other: &Alternative) -> String {
     if plan.measured.is_some() {
         return other.reason.clone();
     }
-    Comparison::of(&plan.estimate, &other.estimate).to_string()
+    Comparison::of(&plan.estimate, &other.estimate).with_doubts(&other.estimate, None)
 }
 
 fn what_if(plan: &Plan, change: &'static str, planner: Planner) -> Result<WhatIf, PlanError> {
     // A search by prediction need not find a plan that was chosen by measurement.
+    let same = planner.given(&plan.strategy, Some(&plan.stages));
     let other = if plan.search.stop_reason == StopReason::Given || plan.measured.is_some() {
-        planner.given(&plan.strategy, Some(&plan.stages))?
+        same?
     } else {
         let limits = SearchLimits { top: 1, ..SearchLimits::default() };
-        planner.limits(limits).plan().map_err(|error| PlanError::Infeasible(Box::new(error)))?
+        let found = planner.limits(limits).plan().map_err(|error| PlanError::Infeasible(Box::new(error)))?;
+        // A plan that is no faster is no reason to change.
+        match same {
+            Ok(same) if same.estimate.step_time_s.0 <= found.estimate.step_time_s.0 * (1.0 + TIE) => same,
+            _ => found,
+        }
     };
     Ok(WhatIf {
         change,

@@ -23,10 +23,12 @@
 #![forbid(unsafe_code)]
 
 mod candidate;
+mod choice;
 mod communication;
 mod compression;
 mod explain;
 mod placement;
+mod points;
 mod reason;
 mod refusal;
 mod search;
@@ -43,8 +45,8 @@ use autodist_cost_model::{CostModel, Prices, Unpriced};
 use autodist_program::Program;
 use autodist_spec::{
     Alternative, CatalogueReference, Check, Cluster, CodecProbe, CostSource, Estimate, InputError, Job,
-    ModelSpec, ParallelStrategy, Plan, Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Stage,
-    StopReason, Training, doubt,
+    ModelSpec, ParallelStrategy, Plan, Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Seconds,
+    Stage, StopReason, Training, doubt,
 };
 use candidate::Evaluator;
 use search::{Keep, Search};
@@ -56,6 +58,8 @@ pub struct SearchLimits<'a> {
     /// Called between batches of simulations; returns whether the time limit is reached.
     pub deadline: Option<&'a (dyn Fn() -> bool + Sync)>,
     pub max_simulations: Option<u64>,
+    /// Plans that take longer are of no use, such as those on fewer devices that are slower than a known plan.
+    pub at_most: Option<Seconds>,
     /// Number of plans that are kept, including the best.
     pub top: usize,
     /// Number of threads; 0 means one for each core.
@@ -64,7 +68,7 @@ pub struct SearchLimits<'a> {
 
 impl Default for SearchLimits<'_> {
     fn default() -> Self {
-        Self { deadline: None, max_simulations: None, top: 5, threads: 0 }
+        Self { deadline: None, max_simulations: None, at_most: None, top: 5, threads: 0 }
     }
 }
 
@@ -144,7 +148,8 @@ impl<'a> Planner<'a> {
         self
     }
 
-    /// The fastest plan that fits; of equally fast plans, the one that needs less memory.
+    /// The fastest plan that fits and can be trusted, or a simpler one that is as fast (`choice.rs`); of its
+    /// alternatives, the lossy ones that nobody has verified are last.
     ///
     /// # Errors
     /// No strategy is legal, priced and fits; the error has the reasons, the nearest miss and a hint.
@@ -155,10 +160,11 @@ impl<'a> Planner<'a> {
         let Some(winner) = best.next() else { return Err(refusal::infeasible(self, outcome)) };
         let winner = compression::refine(&evaluator, winner);
         let codecs = compression::verdicts(&evaluator, &winner);
-        let alternatives = best.map(|found| found.beside(&winner.estimate)).collect();
+        let alternatives = best.map(|found| found.below(&winner)).collect();
         let mut plan = self.document(winner.strategy, winner.stages, winner.estimate, outcome.report);
         plan.alternatives = alternatives;
         plan.rejected = outcome.rejected;
+        plan.priced = outcome.priced;
         plan.codecs = codecs;
         if let Some(program) = self.program(&plan) {
             plan.collectives = self.costs.shares(&program);
@@ -217,17 +223,18 @@ impl<'a> Planner<'a> {
         Ok((plan, shortfall))
     }
 
-    /// Every plan of the space that is legal, priced and fits, best first, without pruning.
+    /// Every plan of the space that is legal, priced and fits, without pruning: the one that [`Self::plan`] recommends
+    /// first, then the others, the fastest first, and then lossy ones that nobody has verified.
     ///
     /// # Errors
     /// No plan is feasible.
     pub fn feasible(&self) -> Result<Vec<Alternative>, Infeasible> {
         let evaluator = self.evaluator().map_err(|error| refusal::unpriced(self, &error))?;
         let outcome = Search::new(&evaluator, self.limits).run(Keep::All);
-        let Some(best) = outcome.best.first().map(|found| found.estimate.clone()) else {
+        let Some(best) = outcome.best.first().cloned() else {
             return Err(refusal::infeasible(self, outcome));
         };
-        Ok(outcome.best.into_iter().map(|found| found.beside(&best)).collect())
+        Ok(outcome.best.into_iter().map(|found| found.below(&best)).collect())
     }
 
     /// Doubtful measurements of the profile.
@@ -300,10 +307,12 @@ impl<'a> Planner<'a> {
             fits: true,
             search,
             alternatives: Vec::new(),
+            priced: Vec::new(),
             rejected: Vec::new(),
             collectives: Vec::new(),
             placement: None,
             codecs: Vec::new(),
+            device_choice: None,
             cost_source,
             measured: None,
             given: None,

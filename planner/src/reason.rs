@@ -1,6 +1,8 @@
 //! Explains in words and numbers why one plan is better than another.
 
-use autodist_spec::{Bytes, Estimate, Seconds};
+use crate::choice::TIE;
+use autodist_spec::estimate::memory_risk;
+use autodist_spec::{Bytes, Estimate, Seconds, Slowdown};
 use serde::Serialize;
 use std::fmt;
 
@@ -54,6 +56,33 @@ impl Comparison {
             memory_bytes: other.peak_memory_bytes,
             best_memory_bytes: best.peak_memory_bytes,
         }
+    }
+}
+
+impl Comparison {
+    /// The comparison in words, with what stands against the plan of `other`. `merit` is what the better one has instead
+    /// if both are as fast.
+    pub(crate) fn with_doubts(&self, other: &Estimate, merit: Option<&str>) -> String {
+        let mut text = self.to_string();
+        if let Some(merit) = merit.filter(|_| self.slower <= 0.0 && self.slower > -TIE) {
+            let within = if self.slower > -5e-4 { "" } else { "within the error, and " };
+            text += &format!("; {within}the first {merit}");
+        }
+        match other.slowdown {
+            Some(Slowdown { factor, .. }) if other.is_unverified() => {
+                text += &format!(
+                    "; x {factor:.3} the steps to a loss is a prior that nobody measured: verify it with `validate --probe`"
+                );
+            }
+            Some(Slowdown { factor, .. }) if factor > 1.0 => {
+                text += &format!("; needs x {factor:.3} the steps to a loss (measured)");
+            }
+            _ => {}
+        }
+        if let Some(risk) = other.memory_risk.filter(|_| other.is_risky()) {
+            text += &format!("; {}", memory_risk(risk));
+        }
+        text
     }
 }
 

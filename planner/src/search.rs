@@ -3,10 +3,12 @@
 
 use crate::SearchLimits;
 use crate::candidate::{Evaluator, Found, LowerBounds, NO_BOUNDS, Outcome, nanoseconds};
+use crate::choice::Ranking;
+use crate::points::Points;
 use crate::refusal::MemoryShortfall;
 use crate::space::{Candidate, candidates};
 use crate::threads::with_threads;
-use autodist_spec::{Bytes, Rejection, SearchReport, Seconds, StopReason};
+use autodist_spec::{Bytes, PricedPoint, Rejection, SearchReport, Seconds, StopReason};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -31,17 +33,19 @@ const NEAREST: usize = 32;
 /// Which plans are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keep {
-    /// The given number of plans that differ in more than the bucket size; candidates that cannot be among
-    /// them are not simulated.
+    /// The given number of plans that differ in more than the bucket size, and unverified options; candidates that
+    /// cannot be among them are not simulated.
     Best(usize),
     All,
 }
 
 pub(crate) struct SearchOutcome {
-    /// Best first.
+    /// The recommended plan, then the others.
     pub best: Vec<Found>,
     pub report: SearchReport,
     pub rejected: Vec<Rejection>,
+    /// A selection of what the search looked at.
+    pub priced: Vec<PricedPoint>,
     /// The candidate out of memory with the smallest shortfall.
     pub nearest_miss: Option<Box<MemoryShortfall>>,
     /// Hint for the first candidate without a price.
@@ -66,8 +70,9 @@ impl<'a> Search<'a> {
         let evaluator = self.evaluator;
         let space = candidates(evaluator.model, evaluator.job, evaluator.cluster.device_count());
         let mut tally = Tally::default();
-        let (lower_bounds, mut too_large) = self.bounded(&space, &mut tally);
-        let mut kept = Kept { keep, found: Vec::new() };
+        let mut points = Points::default();
+        let (lower_bounds, mut too_large) = self.bounded(&space, &mut tally, &mut points);
+        let mut kept = Kept { keep, at_most: self.limits.at_most, ranking: Ranking::default() };
         let mut simulated = 0_u64;
         // Communication options beyond the first of each bucket size.
         let mut more = 0_u64;
@@ -106,12 +111,14 @@ impl<'a> Search<'a> {
                             Outcome::Memory(shortfall) => {
                                 tally.memory += shared;
                                 too_large.push((shortfall.needs(), bounds.index));
+                                points.too_large(bounds.time, shortfall.needs(), bounds.index);
                             }
                             other => tally.reject(candidate, &other, shared),
                         }
                     }
                 }
                 simulated += found.len() as u64;
+                points.simulated(&found);
                 kept.extend(found);
             }
             next += size;
@@ -127,11 +134,14 @@ impl<'a> Search<'a> {
         let open_bound =
             lower_bounds.get(next).filter(|_| stop_reason != StopReason::Optimal).map(|p| p.time);
         let explored = space.iter().map(|candidate| self.sizes(candidate) as u64).sum::<u64>() + more;
+        let least = kept.ranking.least();
+        let best = kept.chosen();
         SearchOutcome {
             unpriced_hint: tally.unpriced_hint.take(),
-            report: report(explored, simulated, kept.found.first(), open_bound, stop_reason),
-            rejected: tally.rejections(nearest_miss.as_deref(), kept.found.first()),
-            best: kept.found,
+            report: report((explored, simulated), best.first(), least, open_bound, stop_reason),
+            priced: points.selected(&space, &lower_bounds[next..]),
+            rejected: tally.rejections(nearest_miss.as_deref(), best.first()),
+            best,
             nearest_miss,
         }
     }
@@ -148,7 +158,12 @@ impl<'a> Search<'a> {
     }
 
     /// Legal candidates that may fit, by their bounds; and those that cannot fit, with their minimum memory.
-    fn bounded(&self, space: &[Candidate], tally: &mut Tally) -> (Vec<LowerBounds>, Vec<(Bytes, usize)>) {
+    fn bounded(
+        &self,
+        space: &[Candidate],
+        tally: &mut Tally,
+        points: &mut Points,
+    ) -> (Vec<LowerBounds>, Vec<(Bytes, usize)>) {
         let verdicts: Vec<_> = space.par_iter().map(|candidate| self.evaluator.legal(candidate)).collect();
         let mut legal = Vec::new();
         for (index, verdict) in verdicts.into_iter().enumerate() {
@@ -166,6 +181,7 @@ impl<'a> Search<'a> {
                 Ok(bounds) => {
                     tally.memory += self.sizes(candidate) as u64;
                     too_large.push((bounds.memory, index));
+                    points.too_large(bounds.time, bounds.memory, index);
                 }
                 Err(error) => {
                     tally.reject(candidate, &Outcome::Unpriced(error), self.sizes(candidate) as u64)
@@ -195,50 +211,53 @@ impl<'a> Search<'a> {
     }
 }
 
+/// `least` is the time of the fastest plan, which need not be the choice, and `open` the bound of what was not searched.
 fn report(
-    explored: u64,
-    simulated: u64,
-    best: Option<&Found>,
+    (explored, simulated): (u64, u64),
+    choice: Option<&Found>,
+    least: Option<Seconds>,
     open: Option<Seconds>,
     stop_reason: StopReason,
 ) -> SearchReport {
-    let best = best.map(|found| found.merit);
-    let lower_bound_s = match (best, open) {
-        (Some(best), Some(open)) => best.min(open),
-        (Some(one), None) | (None, Some(one)) => one,
-        (None, None) => Seconds::ZERO,
-    };
-    let gap = best.map_or(0.0, |best| best / lower_bound_s - 1.0);
+    let choice = choice.map(|found| found.merit);
+    // Without a plan whose cost in steps is known, the choice is a lossy one.
+    let bounds = [least.or(choice), open].into_iter().flatten();
+    let lower_bound_s = bounds.reduce(Seconds::min).unwrap_or_default();
+    let gap = choice.map_or(0.0, |choice| choice / lower_bound_s - 1.0);
     SearchReport { explored, pruned: explored - simulated, simulated, lower_bound_s, gap, stop_reason }
 }
 
-/// The best plans so far.
+/// The plans so far.
 struct Kept {
     keep: Keep,
-    found: Vec<Found>,
+    at_most: Option<Seconds>,
+    ranking: Ranking,
 }
 
 impl Kept {
-    /// The time that a candidate must beat: that of the last plan kept, once there are enough.
+    /// The time, in nanoseconds, that a candidate must not exceed.
     fn threshold(&self) -> Option<u64> {
         let Keep::Best(count) = self.keep else { return None };
-        let full = self.found.len() >= count;
-        self.found.last().filter(|_| full).map(|found| nanoseconds(found.merit))
+        let given = self.at_most.map(nanoseconds);
+        self.ranking.threshold(count).into_iter().chain(given).min()
     }
 
-    /// Adds the plans of one candidate, which differ only in bucket size.
-    fn extend(&mut self, mut family: Vec<Found>) {
-        family.sort_by(|a, b| a.rank().cmp(&b.rank()));
-        if let Keep::Best(_) = self.keep {
-            family.truncate(1);
+    /// Adds the plans of one candidate.
+    fn extend(&mut self, family: Vec<Found>) {
+        match self.keep {
+            Keep::All => self.ranking.extend(family, true),
+            Keep::Best(count) => {
+                self.ranking.extend(family, false);
+                self.ranking.prune(count);
+            }
         }
-        for found in family {
-            let at = self.found.partition_point(|other| other.rank() <= found.rank());
-            self.found.insert(at, found);
-        }
-        if let Keep::Best(count) = self.keep {
-            self.found.truncate(count);
-        }
+    }
+
+    fn chosen(self) -> Vec<Found> {
+        self.ranking.chosen(match self.keep {
+            Keep::All => None,
+            Keep::Best(count) => Some(count),
+        })
     }
 }
 

@@ -36,10 +36,19 @@ pub(crate) fn of_plan(plan: &Plan, file: Option<&Path>, verbose: bool) -> Vec<Li
             lines.push(Line::new("", format!("{assumed}{}", clean(assumption))));
         }
     }
+    if let Some(risk) = words::memory_risk(&plan.estimate) {
+        let at = 1 + lines.iter().position(|line| line.label == "memory").unwrap_or(lines.len() - 1);
+        lines.insert(at, Line::new("", risk));
+    }
+    if let Some(choice) = &plan.device_choice {
+        lines.push(Line::new("devices", clean(&words::device_choice(choice))));
+    }
     if let Some(slowdown) = &plan.estimate.slowdown {
-        let slowdown = words::slowdown(slowdown);
-        let steps = format!("needs {slowdown} the steps of exact gradients to reach the same loss");
+        let steps = format!("cost in steps to the loss of exact gradients: {}", words::slowdown(slowdown));
         lines.push(Line::new("lossy", steps));
+    }
+    if let Some(objective) = words::objective(plan).filter(|_| !given) {
+        lines.push(Line::new("objective", objective));
     }
     if let Some(time) = plan.estimate.time_to_loss_s {
         lines.push(Line::new("to the loss", format!("{time}, by the job's steps to it")));

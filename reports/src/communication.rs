@@ -93,14 +93,16 @@ pub(crate) fn probes(validation: &Validation) -> Table {
         ("steps to the exact loss", Right),
     ]);
     for probe in &validation.probes {
-        let beyond = if probe.reached { "" } else { "more than " };
         table.row([
             probe.coded.name().to_owned(),
             probe.codec.name(),
             probe.steps.to_string(),
             format!("{:.4}", probe.exact_loss),
             format!("{:.4}", probe.loss),
-            format!("{beyond}x {:.3}", probe.slowdown),
+            match probe.reached {
+                true => words::measured_steps(probe.factor(), probe.noise),
+                false => format!("more than x {:.3}", probe.slowdown),
+            },
         ]);
     }
     table

@@ -20,6 +20,7 @@ pub mod comparison;
 pub mod diff;
 mod error;
 mod figures;
+mod findings;
 mod html;
 mod machine;
 mod network;
@@ -56,6 +57,17 @@ pub struct ReportInput<'a> {
     pub validation: Option<&'a Validation>,
     pub runs: &'a [RunRecord],
     pub profile: Option<&'a Profile>,
+    /// Commands that go on from the plan, for the reader to copy.
+    pub commands: &'a [NextCommand],
+}
+
+/// A command to copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NextCommand {
+    /// `Train it`.
+    pub purpose: String,
+    /// One line, or the lines of a script.
+    pub text: String,
 }
 
 impl<'a> ReportInput<'a> {

@@ -146,7 +146,7 @@ pub fn run_summary(run: &RunRecord, view: &TerminalView) -> String {
     let time = &run.step_time;
     screen.line(
         "step time",
-        &format!(
+        format!(
             "{} median, 95 % interval {} to {}, over {} after {} of warm-up ({})",
             time.median_s,
             time.low_s,

@@ -1,13 +1,14 @@
 //! Words and number formats of all views.
 
+use autodist_spec::estimate;
 use autodist_spec::profile::CopyKind;
 use autodist_spec::run::Agreement;
 use autodist_spec::strategy::some_recompute;
 use autodist_spec::{
-    BlockSpec, CatalogueReference, ClassRange, CostSource, Device, DeviceClasses, Experts, LayerKind,
-    ModelSpec, OperationKind, Optimizer, ParallelStrategy, PlacementReport, Plan, Precision, Profile,
-    Provenance, Recompute, Rejection, ScheduleKind, SearchReport, Seconds, Slowdown, Stage, StopReason,
-    Stream, Validation, text,
+    BlockSpec, CatalogueReference, ClassRange, CostSource, Device, DeviceChoice, DeviceClasses, Estimate,
+    Experts, LayerKind, ModelSpec, Objective, OperationKind, Optimizer, ParallelStrategy, PlacementReport,
+    Plan, Precision, Profile, Provenance, Recompute, Rejection, ScheduleKind, SearchReport, Seconds,
+    Slowdown, Stage, StopReason, Stream, Validation, text,
 };
 
 /// Text from other sources, without characters that are invalid in XML or interpreted by a terminal.
@@ -247,7 +248,7 @@ fn sharding(strategy: &ParallelStrategy) -> String {
 pub(crate) fn search(plan: &Plan, beaten: bool, verbose: bool) -> String {
     let search = &plan.search;
     if !beaten {
-        return if verbose { certificate(search) } else { claim(search) };
+        return if verbose { certificate(plan) } else { claim(search) };
     }
     let counted = format!("{} explored, {} simulated", count(search.explored), count(search.simulated));
     match &plan.measured {
@@ -259,10 +260,45 @@ pub(crate) fn search(plan: &Plan, beaten: bool, verbose: bool) -> String {
     }
 }
 
+/// How another number of devices compares, with its plan.
+pub(crate) fn device_choice(choice: &DeviceChoice) -> String {
+    let DeviceChoice { other_devices, other_plan, other_step_time_s, reason, .. } = choice;
+    match (other_plan, other_step_time_s) {
+        (Some(plan), Some(time)) => format!("{reason}; {time} on {other_devices}: {plan}"),
+        _ => reason.clone(),
+    }
+}
+
+/// What the search minimised, if that is not the step time.
+pub(crate) fn objective(plan: &Plan) -> Option<String> {
+    let lossy = plan.job.allow.is_lossy();
+    match plan.job.objective {
+        Objective::TimeToLoss => Some(format!(
+            "time to a loss: step time x cost in steps{}",
+            if lossy {
+                ", because lossy codecs are allowed (`--objective step-time` for the step time alone)"
+            } else {
+                ""
+            }
+        )),
+        Objective::StepTime if lossy => Some(
+            "step time alone, whatever lossy codecs cost in steps; unverified ones are not chosen".to_owned(),
+        ),
+        Objective::StepTime => None,
+    }
+}
+
 /// How far the plan may be from the best of its space.
 fn claim(search: &SearchReport) -> String {
     match search.stop_reason {
         StopReason::Given => "none: the strategy was given".to_owned(),
+        // The choice may be a simpler plan than the fastest, or one that surely fits.
+        StopReason::Optimal if search.gap > 5e-4 => {
+            format!(
+                "complete: under this cost model the fastest plan of the space is {} faster",
+                percent(search.gap / (1.0 + search.gap))
+            )
+        }
         StopReason::Optimal => {
             format!("optimal in its space under this cost model, gap {}", percent(search.gap))
         }
@@ -275,13 +311,22 @@ fn claim(search: &SearchReport) -> String {
     }
 }
 
-pub(crate) fn certificate(search: &SearchReport) -> String {
+pub(crate) fn certificate(plan: &Plan) -> String {
+    let search = &plan.search;
     if search.stop_reason == StopReason::Given {
         return format!("{}; its lower bound is {}", claim(search), search.lower_bound_s);
     }
-    let claim = claim(search);
+    // Of a plan with a cost in steps, the bound is not that of a step time.
+    let unit = match (plan.job.objective, &plan.estimate.slowdown) {
+        (Objective::TimeToLoss, Some(slowdown)) => {
+            let merit = Seconds(plan.estimate.step_time_s.0 * slowdown.factor);
+            format!(" for step time x cost in steps, which is {merit} for this plan")
+        }
+        _ => String::new(),
+    };
     format!(
-        "{claim}; {} explored, {} pruned, {} simulated; the lower bound of the space is {}",
+        "{}; {} explored, {} pruned, {} simulated; the lower bound of the space is {}{unit}",
+        claim(search),
         plural(search.explored, "strategy"),
         count(search.pruned),
         count(search.simulated),
@@ -329,13 +374,22 @@ pub(crate) fn placement(strategy: &ParallelStrategy, report: &PlacementReport) -
     format!("{which}: {optimal}{other}")
 }
 
-/// `x 1.02 (measured)`; a slowdown without measurement is unverified.
+/// `x 1.02 ± 0.05 (measured)`; a slowdown without measurement is unverified.
 pub(crate) fn slowdown(slowdown: &Slowdown) -> String {
-    let known = match slowdown.provenance {
-        Provenance::Measured => "measured",
-        _ => "prior, unverified",
-    };
-    format!("x {:.3} ({known})", slowdown.factor)
+    match slowdown.provenance {
+        Provenance::Measured => measured_steps(slowdown.factor, slowdown.noise),
+        _ => format!("x {:.3} (prior, unverified)", slowdown.factor),
+    }
+}
+
+/// The cost in steps that a probe measured. Fewer bytes do not save steps, so a factor below 1 is noise.
+pub(crate) fn measured_steps(factor: f64, noise: Option<f64>) -> String {
+    let known = noise.map_or_else(|| "noise not known".to_owned(), |noise| format!("± {}", percent(noise)));
+    if factor <= 1.0 + noise.unwrap_or(0.0) {
+        return format!("no cost seen ({known})");
+    }
+    let spread = noise.map(|noise| format!(" ± {noise:.3}")).unwrap_or_default();
+    format!("x {factor:.3}{spread} (measured)")
 }
 
 /// `602 strategies: 422 duplicate of another plan, …`.
@@ -421,6 +475,16 @@ pub(crate) fn devices(plan: &Plan) -> String {
         plural(u64::from(cluster.node_count()), "node"),
         names.join(", ")
     )
+}
+
+/// The upper end of the peak's interval, and what it means; `None` if hardly any device would be too small.
+pub(crate) fn memory_risk(estimate: &Estimate) -> Option<String> {
+    let (spread, risk) = (estimate.peak_memory_spread_bytes?, estimate.memory_risk?);
+    if risk < 0.01 {
+        return None;
+    }
+    let most = estimate.peak_memory_bytes + spread;
+    Some(format!("nineteen of twenty runs need less than {most}; {}", estimate::memory_risk(risk)))
 }
 
 /// `80.0 GiB per device`; of several kinds of devices, the smallest of the pipeline rank with the peak.

@@ -117,6 +117,13 @@ pub struct Estimate {
     pub mfu: Option<f64>,
     /// Peak memory of the device with the highest peak.
     pub peak_memory_bytes: Bytes,
+    /// What has to be added to the peak for a bound that nineteen of twenty measured peaks keep, by the errors of
+    /// earlier predictions of this kind; absent in older documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory_spread_bytes: Option<Bytes>,
+    /// Chance that a device runs out of memory, from 0 to 1, by the same errors; absent in older documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_risk: Option<f64>,
     pub cost: CostBreakdown,
     /// Parts of the peak memory of that device.
     pub memory: MemoryBreakdown,
@@ -135,6 +142,16 @@ pub struct Estimate {
 }
 
 impl Estimate {
+    /// Whether the plan has lossy codecs whose cost in steps is a prior: no training has measured it.
+    pub fn is_unverified(&self) -> bool {
+        self.slowdown.is_some_and(|slowdown| slowdown.provenance != Provenance::Measured)
+    }
+
+    /// Whether the plan is more likely to run out of memory than a recommended one may be.
+    pub fn is_risky(&self) -> bool {
+        self.memory_risk.is_some_and(|risk| risk > MOST_RISK)
+    }
+
     /// The objective that the search minimises, in seconds per step.
     pub fn merit(&self, objective: Objective) -> Seconds {
         match objective {
@@ -152,12 +169,35 @@ impl Estimate {
         not_negative("mfu", self.mfu.unwrap_or(0.0))?;
         not_negative("lower_bound_s", self.lower_bound_s.0)?;
         bytes("peak_memory_bytes", self.peak_memory_bytes)?;
+        bytes("peak_memory_spread_bytes", self.peak_memory_spread_bytes.unwrap_or_default())?;
+        if let Some(risk) = self.memory_risk.filter(|risk| !(0.0..=1.0).contains(risk)) {
+            return Err(InputError::new("memory_risk", risk, "must be from 0 to 1: a chance")
+                .hint("make the plan again with `autodist plan` or `autodist estimate`"));
+        }
         check_parts(&self.cost, &self.memory)?;
         for (index, stage) in self.stages.iter().enumerate() {
             check_parts(&stage.cost, &stage.memory).map_err(|e| e.under(&format!("stages[{index}]")))?;
         }
         Ok(())
     }
+}
+
+/// Chance of running out of memory up to which a plan is recommended: of a larger one, the upper end of the
+/// interval of its peak (`peak_memory_spread_bytes`) is above the memory of a device.
+pub const MOST_RISK: f64 = 0.05;
+
+/// A chance to run out of memory in words, such as `about 1 in 8 runs like it would run out of memory`.
+pub fn memory_risk(chance: f64) -> String {
+    let runs = match (1.0 / chance.max(1e-9)).round() as u64 {
+        0 | 1 => "most runs".to_owned(),
+        1000.. => return "fewer than 1 in 1000 runs like it would run out of memory".to_owned(),
+        // The errors that this is based on do not tell more digits.
+        one_in => {
+            let digit = if one_in < 20 { 1 } else { 10_u64.pow(one_in.ilog10()) };
+            format!("about 1 in {} runs", (one_in + digit / 2) / digit * digit)
+        }
+    };
+    format!("{runs} like it would run out of memory")
 }
 
 /// Part of a step in which devices wait for the host, above which the step is launch-bound.
@@ -174,8 +214,19 @@ pub fn is_zero(time: &Seconds) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Slowdown {
+    /// At least 1: fewer bytes do not train in fewer steps.
     pub factor: f64,
     pub provenance: Provenance,
+    /// Of a measured factor: by how much two exact trainings differ; absent if that was not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise: Option<f64>,
+}
+
+impl Slowdown {
+    /// A factor that nobody measured.
+    pub fn prior(factor: f64) -> Self {
+        Self { factor, provenance: Provenance::Assumed, noise: None }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

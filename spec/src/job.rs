@@ -273,7 +273,8 @@ impl LearningRate {
     }
 }
 
-/// The objective that the search minimises.
+/// The objective that the search minimises. If a job file or the flags do not give it, it is the step time, or
+/// the time to a loss if lossy codecs are allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[derive(EnumString, IntoStaticStr)]
@@ -367,6 +368,14 @@ impl Default for Allow {
     }
 }
 
+impl Allow {
+    /// Whether plans may have lossy codecs.
+    pub fn is_lossy(&self) -> bool {
+        let lists = [&self.codecs, &self.parameter_codecs, &self.activation_codecs];
+        lists.into_iter().flatten().any(|codec| *codec != Codec::None)
+    }
+}
+
 impl Job {
     pub fn new(global_batch: u32, seq_len: u32) -> Self {
         Self {
@@ -394,8 +403,12 @@ impl Job {
     pub fn read(file: &str, text: &[u8]) -> Result<Self, InputError> {
         let value = parse::toml_value(file, text, Self::WHAT)?;
         let given = Hyperparameter::ALL.iter().copied().filter(|one| one.is_in(&value)).collect();
+        let objective = value.get("objective").is_some();
         let job: Self = parse::from_value(file, value)?;
         let mut job = Self { given: job.given.or(Some(given)), ..job };
+        if !objective {
+            job.objective = job.usual_objective();
+        }
         job.fit_schedule();
         Ok(job)
     }
@@ -408,6 +421,19 @@ impl Job {
         let given = parse::toml_value(file, text, Self::WHAT)?.get("precision").is_some();
         let job = Self::read(file, text)?;
         Ok(given.then_some(job.precision))
+    }
+
+    /// Whether a job's TOML file gives the objective.
+    ///
+    /// # Errors
+    /// As of [`Self::read`].
+    pub fn gives_objective(file: &str, text: &[u8]) -> Result<bool, InputError> {
+        Ok(parse::toml_value(file, text, Self::WHAT)?.get("objective").is_some())
+    }
+
+    /// The objective of a job that does not give one: the time to a loss if the steps to it may depend on the plan.
+    pub fn usual_objective(&self) -> Objective {
+        if self.allow.is_lossy() { Objective::TimeToLoss } else { Objective::StepTime }
     }
 
     /// Fits the built-in default of the warm-up or of the schedule's length to the other one, if only that was

@@ -32,7 +32,9 @@ mod model_names;
 pub mod network;
 mod nicknames;
 pub mod parse;
+mod part;
 pub mod plan;
+mod priced;
 pub mod profile;
 pub mod quantity;
 pub mod run;
@@ -59,10 +61,12 @@ pub use kernels::{AttentionCore, Kernels, Linear, Shard};
 pub use model::{Activation, LayerKind, ModelSpec, Norm, Parameter, Positions, TensorSplit};
 pub use network::{Network, Path, Pattern, PatternTiming, SharedLink};
 pub use parse::{Check, SCHEMA_VERSION, fingerprint, to_json};
+pub use part::ClusterPart;
 pub use plan::{
-    Alternative, CodecVerdict, CollectiveShare, MeasuredChoice, PlacementReport, Plan, Rejection,
-    SearchReport, StopReason,
+    Alternative, CodecVerdict, CollectiveShare, DeviceChoice, MeasuredChoice, PlacementReport, Plan,
+    Rejection, SearchReport, StopReason,
 };
+pub use priced::{PricedOutcome, PricedPoint};
 pub use profile::{DeviceKind, Engine, Environment, Machine, Pass, Profile, Sample, Segment, SegmentCost};
 pub use run::{
     CodecProbe, OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation, Verdict,

@@ -8,6 +8,7 @@ use crate::job::Job;
 use crate::model::ModelSpec;
 use crate::network::Pattern;
 use crate::parse::Check;
+use crate::priced::PricedPoint;
 use crate::run::Verdict;
 use crate::source::CostSource;
 use crate::strategy::{ParallelStrategy, Stage, check_stages};
@@ -171,6 +172,25 @@ pub struct CodecVerdict {
     pub reason: String,
 }
 
+/// Another number of devices that was searched, and how it compares with the plan's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceChoice {
+    /// Name of the cluster that was given. The plan's own cluster is a part of it if the plan leaves devices off.
+    pub cluster: String,
+    /// Number of devices of that cluster.
+    pub devices: u32,
+    /// Devices of the other plan: all if this one leaves some off, otherwise fewer.
+    pub other_devices: u32,
+    /// Label of the other plan; absent if there is none, because no plan uses all devices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_plan: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_step_time_s: Option<Seconds>,
+    /// The comparison in a sentence.
+    pub reason: String,
+}
+
 /// A plan document: how to train a model on a cluster, and the predicted cost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -201,6 +221,9 @@ pub struct Plan {
     pub alternatives: Vec<Alternative>,
     #[serde(default)]
     pub rejected: Vec<Rejection>,
+    /// Layouts that the search looked at, as points of step time and memory: a selection, for a figure.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub priced: Vec<PricedPoint>,
     /// Collectives of the plan, if the network is known link by link.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub collectives: Vec<CollectiveShare>,
@@ -210,6 +233,9 @@ pub struct Plan {
     /// The predicted effect of each codec that the job allows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub codecs: Vec<CodecVerdict>,
+    /// How another number of devices compares, if it is nearly as fast or faster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_choice: Option<DeviceChoice>,
     /// Where the costs of the estimates come from.
     pub cost_source: CostSource,
     /// Measurements by `tune` or `validate`. With them, the plan is the fastest of those that were trained,
@@ -362,6 +388,9 @@ impl Check for Plan {
             alternative.check().map_err(|e| e.under(&format!("alternatives[{index}]")))?;
         }
         self.given.as_ref().map_or(Ok(()), |given| given.check().map_err(|e| e.under("given")))?;
+        for (index, point) in self.priced.iter().enumerate() {
+            point.check().map_err(|e| e.under(&format!("priced[{index}]")))?;
+        }
         self.measured
             .as_ref()
             .map_or(Ok(()), |measured| measured.check().map_err(|e| e.under("measured")))?;

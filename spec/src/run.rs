@@ -396,6 +396,17 @@ pub struct CodecProbe {
     /// divided by `steps`, which is a lower bound.
     pub slowdown: f64,
     pub reached: bool,
+    /// Relative difference in steps between two exact trainings that differ in their seed: smaller differences
+    /// between `slowdown` and 1 are noise. Absent in older records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise: Option<f64>,
+}
+
+impl CodecProbe {
+    /// Factor on the number of steps, at least 1: a codec does not save steps, so less is noise.
+    pub fn factor(&self) -> f64 {
+        self.slowdown.max(1.0)
+    }
 }
 
 /// Gain of a codec, predicted and measured: step time without compression divided by step time with the

@@ -2,18 +2,22 @@
 
 use crate::cli::BacktestArgs;
 use crate::failure::Failure;
-use crate::{input, output};
+use crate::{input, look, output};
 use autodist_analytic::backtest::{AccuracySlice, Answer, Backtest, Coverage, ErrorStatistics};
+use autodist_analytic::few::{self, FewRuns};
 use autodist_analytic::measured::{MeasuredPlans, PlanEstimate};
 use autodist_analytic::table::{self, TableRow};
 use autodist_analytic::{
     Basis, Calibration, Fold, FreeParameters, StepWork, backtest, fit, left_out_bars, reserve, sets,
 };
 use autodist_spec::{Bytes, Seconds, one_line, to_json};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
 const SHIPPED_RUNS: &str = include_str!("../../catalog/published/training_runs.csv");
+/// They are in the fit, too.
+const SHIPPED_LATER_RUNS: &str = include_str!("../../catalog/published/later_runs.csv");
 const SHIPPED_SETS: &str = include_str!("../../catalog/published/choice_sets.csv");
 
 pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
@@ -32,7 +36,13 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
         None if shipped => sets::read(SHIPPED_SETS.as_bytes(), "the shipped choice sets")?,
         None => sets::of_rows(&rows),
     };
-    let result = if args.leave_one_group_out {
+    if args.few_runs {
+        let results = few::simulated(&rows, &FEW);
+        return output::print(&if args.json { to_json(&results) } else { few_text(&results) });
+    }
+    // Rows that are in the fit are not judged by it, unless that is asked for.
+    let in_the_fit = shipped && args.calibration.is_none() && !args.in_fit;
+    let result = if args.leave_one_group_out || !args.half_of_jobs.is_empty() || in_the_fit {
         let fold = fold(&args.half_of_jobs);
         let predicted = fit::cross_validated(&rows, &FreeParameters::prior(), fold);
         let bars = left_out_bars(&rows, &predicted, FreeParameters::shipped());
@@ -42,16 +52,30 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
             Some(&reserve::cross_validated(&rows)),
             &bars,
             &sets,
-            "every group predicted by a fit to the other groups",
+            &left_out_words(&args.half_of_jobs),
         )
     } else {
         let (calibration, parameters, mode) = match &args.calibration {
             Some(path) => {
                 let (calibration, parameters) = input::calibration(path)?;
-                (calibration, parameters, format!("calibration {}", path.display()))
+                let fitted_to = one_line(&calibration.fitted_to);
+                let mode = format!(
+                    "calibration {}, fitted to {fitted_to}: errors of runs that are in that fit are smaller than those of others",
+                    path.display()
+                );
+                (calibration, parameters, mode)
             }
             None => {
-                (Calibration::shipped().clone(), *FreeParameters::shipped(), "shipped calibration".to_owned())
+                let known = fitted_ids();
+                let in_fit = rows.iter().filter(|row| known.contains(&row.id)).count();
+                let mode = match in_fit {
+                    0 => "shipped calibration, which was not fitted to these runs".to_owned(),
+                    _ => format!(
+                        "IN THE FIT: the shipped calibration was fitted to {in_fit} of these {} runs; errors of other runs are larger, see --leave-one-group-out",
+                        rows.len()
+                    ),
+                };
+                (Calibration::shipped().clone(), *FreeParameters::shipped(), mode)
             }
         };
         let seconds = |row: &TableRow| {
@@ -61,7 +85,54 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
         let bars = calibration.error_bars_of(&rows, &parameters);
         backtest(&rows, &predicted, None, &bars, &sets, &mode)
     };
-    output::print(&if args.json { to_json(&result) } else { text(&result) })
+    output::print(&if args.json { to_json(&result) } else { text(&result, look::view().verbose) })
+}
+
+/// The names of the runs to which the shipped calibration was fitted.
+fn fitted_ids() -> BTreeSet<String> {
+    let ids = |table: &str| {
+        let mut reader = ::csv::Reader::from_reader(table.as_bytes());
+        let at = reader.headers().ok().and_then(|header| header.iter().position(|name| name == "id"));
+        let records = reader.into_records().filter_map(Result::ok);
+        records.filter_map(|record| record.get(at?).map(str::to_owned)).collect::<Vec<_>>()
+    };
+    [SHIPPED_RUNS, SHIPPED_LATER_RUNS].into_iter().flat_map(ids).collect()
+}
+
+/// Numbers of own runs of which the error bars are tested.
+const FEW: [usize; 6] = [0, 1, 2, 3, 5, 10];
+
+fn left_out_words(halves: &[String]) -> String {
+    let words = "LEFT OUT: every group predicted by a fit to the other groups";
+    if halves.is_empty() {
+        words.to_owned()
+    } else {
+        format!("{words}; of {}, half of the jobs at a time", halves.join(", "))
+    }
+}
+
+fn few_text(results: &[FewRuns]) -> String {
+    let mut text = format!(
+        "every group left out, and calibrated with some of its own runs: errors of the rest\n\n{:>8} {:>14} {:>13} {:>13} {:>8}  {:>13}  {}\n",
+        "own runs", "calibrations", "median error", "error bar", "needed", "within bar", "lowest group"
+    );
+    let percent = |part: f64| format!("{:.1} %", 100.0 * part);
+    for one in results {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{:>8} {:>14} {:>13} {:>13} {:>8}  {:>13}  {} ({})",
+            one.runs,
+            one.calibrations,
+            percent(one.median_error),
+            percent(one.median_bar),
+            percent(one.needed),
+            percent(one.covered),
+            one_line(&one.lowest.0),
+            percent(one.lowest.1)
+        );
+    }
+    text
 }
 
 /// Plans over layer times measured by others.
@@ -117,8 +188,23 @@ pub fn fold(halves: &[String]) -> impl Fn(&str) -> Fold + Sync + '_ {
     |group| if halves.iter().any(|half| half == group) { Fold::Jobs(2) } else { Fold::Group }
 }
 
-fn text(result: &Backtest) -> String {
-    let mut text = String::new();
+/// Tables of so many rows are always listed.
+const FEW_ROWS: usize = 40;
+
+/// The summary, and with `rows` every run below it.
+fn text(result: &Backtest, rows: bool) -> String {
+    let mut text = summary(result);
+    if !rows && result.rows.len() > FEW_ROWS {
+        let refused = result.rows.iter().filter(|row| matches!(row.answer, Answer::Refused { .. })).count();
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "\n`--verbose` lists the {} runs, {refused} of which are refused with the reason",
+            result.rows.len()
+        );
+        return text;
+    }
+    text.push('\n');
     for row in &result.rows {
         let line = match (&row.answer, row.measured_s) {
             (Answer::Predicted { predicted_s, error, assumptions, .. }, measured) => {
@@ -131,10 +217,16 @@ fn text(result: &Backtest) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{:<22} {line}", one_line(&row.id));
     }
+    text
+}
+
+fn summary(result: &Backtest) -> String {
+    let mut text = String::new();
     let summary = &result.summary;
+    // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "\n{}: relative errors of predicted times, compared with those of one utilisation per device and precision\n",
+        "{}: relative errors of predicted times, compared with those of one utilisation per device and precision\n",
         summary.mode
     );
     let _ = writeln!(

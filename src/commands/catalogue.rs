@@ -12,8 +12,8 @@ use autodist_cost_model::{CostModel, Prices};
 use autodist_hardware::Catalogue;
 use autodist_spec::error::in_range;
 use autodist_spec::{
-    Bytes, CatalogueReference, Check, Cluster, DeviceClasses, Engine, InputError, Job, ModelSpec, NodeKind,
-    Plan, Precision, Profile, fingerprint,
+    Bytes, CatalogueReference, Check, Cluster, ClusterPart, DeviceClasses, Engine, InputError, Job,
+    ModelSpec, NodeKind, Plan, Precision, Profile, fingerprint,
 };
 use itertools::Itertools;
 use std::path::PathBuf;
@@ -138,6 +138,12 @@ impl Figures {
             }
         }
         orders
+    }
+
+    /// A part of the same nodes.
+    pub fn part(&self, part: &ClusterPart) -> Self {
+        let machines = part.kinds.iter().map(|kind| Arc::clone(&self.machines[*kind])).collect();
+        Self { cluster: part.cluster.clone(), machines, ..self.clone() }
     }
 
     /// The nodes in their order, for messages: by their devices, and by their place in the cluster as given if several
@@ -270,6 +276,31 @@ impl Figures {
             (_, usual) => usual,
         };
         TrainingRun { attention, ..run }
+    }
+
+    /// The closed form of a plan's run; `None` for several kinds of nodes.
+    pub fn run_of(&self, plan: &Plan, software: &Software) -> Option<TrainingRun> {
+        let [machine] = self.machines.as_slice() else { return None };
+        let strategy = &plan.strategy;
+        let layout = ParallelDims {
+            tensor: strategy.tensor,
+            context: strategy.context,
+            data: strategy.data,
+            pipeline: strategy.pipeline,
+            virtual_stages: strategy.virtual_stages,
+            expert: strategy.expert,
+            sequence_parallel: strategy.sequence_parallel,
+            zero_stage: strategy.zero_stage,
+            shard: strategy.shard,
+        };
+        let recompute = strategy.recompute;
+        let micro_batch = strategy.micro_batch;
+        Some(TrainingRun {
+            layout,
+            micro_batch,
+            recompute,
+            ..self.run_on(machine, &plan.model, &plan.job, software)
+        })
     }
 
     /// The costs of a model and a job with a trainer, and the reference that plans keep of them.

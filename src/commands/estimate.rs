@@ -97,6 +97,7 @@ fn of_profile(args: &EstimateArgs) -> Result<(), Failure> {
         }
         let limits = SearchLimits { top, ..SearchLimits::default() };
         let AskedMeasured { prices, model, job, .. } = &asked;
+        let limits = (limits, args.fewer().all(true));
         let plan = super::plan::fastest_measured(prices, model, job.clone(), &args.strategy, &[], limits)?;
         return print(args, &plan, None, "");
     }

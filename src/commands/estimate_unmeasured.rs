@@ -19,7 +19,8 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
         let limits = SearchLimits { top, ..SearchLimits::default() };
         let mut job = asked.job.clone();
         input::narrow(&mut job, &args.strategy, figures.cluster.device_count())?;
-        let plan = plan::fastest(&figures, &asked.model, job, &asked.software_of_search(), limits)?;
+        let limits = (limits, args.fewer().all(false));
+        let plan = plan::fastest_part(&figures, &asked.model, job, &asked.software_of_search(), limits)?;
         return estimate::print(args, &plan, None, "");
     }
     let (plan, shortfall) = asked.plan(&figures)?;

@@ -3,6 +3,7 @@
 use super::catalogue::{Figures, Software};
 use super::estimate::AskedMeasured;
 use super::estimate_unmeasured::Asked;
+use super::fewer::FewerDevices;
 use super::from_trainer::Request;
 use super::{Prices, check_own_engines, check_prices, orders, without_profile};
 use crate::cli::{PlanArgs, StrategyArgs};
@@ -52,9 +53,9 @@ fn of_profile(args: &PlanArgs, limits: SearchLimits) -> Result<Plan, Failure> {
     let probes = probes.unwrap_or_default();
     let asked = AskedMeasured::of(Request::of_plan(args), &args.price)?;
     let AskedMeasured { prices, model, job, .. } = &asked;
-    let search = |flags| fastest_measured(prices, model, job.clone(), flags, &probes, limits);
+    let search = |flags, all| fastest_measured(prices, model, job.clone(), flags, &probes, (limits, all));
     if args.from.is_empty() {
-        return search(&args.strategy);
+        return search(&args.strategy, args.fewer.all(true));
     }
     let (given, shortfall) = asked.plan()?;
     let mut job = job.clone();
@@ -62,7 +63,7 @@ fn of_profile(args: &PlanArgs, limits: SearchLimits) -> Result<Plan, Failure> {
     engine::leave_out(prices.profile.environment.engine, &mut job);
     let planner = super::planner(model, &prices.cluster, &job, &prices.profile).limits(limits);
     let variants = planner.variants((&given.strategy, &given.stages, &given.estimate), shortfall.is_none());
-    beside(search(&StrategyArgs::default()), given, shortfall, variants, &args.from[1])
+    beside(search(&StrategyArgs::default(), true), given, shortfall, variants, &args.from[1])
 }
 
 /// The fastest plan of the space that a job, the flags and the engine of a profile have in common.
@@ -72,7 +73,7 @@ pub fn fastest_measured(
     mut job: Job,
     flags: &StrategyArgs,
     probes: &[CodecProbe],
-    limits: SearchLimits,
+    (limits, all_devices): (SearchLimits, bool),
 ) -> Result<Plan, Failure> {
     check_own_engines(flags)?;
     input::narrow(&mut job, flags, prices.cluster.device_count())?;
@@ -80,7 +81,11 @@ pub fn fastest_measured(
     engine::leave_out(prices.profile.environment.engine, &mut job);
     check_prices(prices, model, &job)?;
     let planner = super::planner(model, &prices.cluster, &job, &prices.profile).probes(probes).limits(limits);
-    let mut plan = planner.plan()?;
+    let whole = planner.plan().map_err(Failure::from);
+    let search = FewerDevices { model, job: &job, cluster: &prices.cluster, limits, all_devices };
+    let mut plan = search.choose(whole, |part, limits| {
+        super::planner(model, &part.cluster, &job, &prices.profile).probes(probes).limits(limits).plan()
+    })?;
     plan.name_profile(&prices.path.display().to_string());
     Ok(plan)
 }
@@ -98,7 +103,8 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
     if args.from.is_empty() {
         let mut job = asked.job.clone();
         input::narrow(&mut job, &args.strategy, figures.cluster.device_count())?;
-        return search(job);
+        let limits = (limits, args.fewer.all(false));
+        return fastest_part(&figures, &asked.model, job, &software, limits);
     }
     let (given, shortfall) = asked.plan(&figures)?;
     let mut job = asked.job.clone();
@@ -146,8 +152,28 @@ fn beside(
     Ok(plan)
 }
 
-/// The fastest plan of the space that a job and a trainer have in common, with the nodes in the order that suits
-/// it best.
+/// The fastest plan of the space that a job and a trainer have in common, on all devices of the cluster or on a part of
+/// them.
+pub fn fastest_part(
+    figures: &Figures,
+    model: &ModelSpec,
+    mut job: Job,
+    software: &Software,
+    (limits, all_devices): (SearchLimits, bool),
+) -> Result<Plan, Failure> {
+    let whole = fastest(figures, model, job.clone(), software, limits);
+    // As in the search of the whole.
+    software::narrow(&mut job, software.trainer)?;
+    let search = FewerDevices { model, job: &job, cluster: &figures.cluster, limits, all_devices };
+    search.choose(whole, |part, limits| {
+        let figures = figures.part(part);
+        let (costs, reference) = figures.costs(model, &job, software);
+        Planner::of_catalogue(model, &figures.cluster, &job, costs, &reference).limits(limits).plan()
+    })
+}
+
+/// The fastest plan of the space that a job and a trainer have in common on all devices, with the nodes in the order
+/// that suits it best.
 pub fn fastest(
     figures: &Figures,
     model: &ModelSpec,

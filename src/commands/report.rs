@@ -1,7 +1,7 @@
 //! `autodist report`
 
 use super::catalogue::{Figures, beyond};
-use super::profile_of;
+use super::{next, profile_of};
 use crate::cli::ReportArgs;
 use crate::failure::Failure;
 use crate::input::MeasurementFile;
@@ -9,8 +9,8 @@ use crate::{input, interrupt, output, train};
 use autodist_cost_model::CostModel;
 use autodist_program::Program;
 use autodist_reports::{
-    ReportInput, chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline,
-    csv_validation, figures, html,
+    NextCommand, ReportInput, chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments,
+    csv_timeline, csv_validation, figures, html,
 };
 use autodist_spec::strategy::label;
 use autodist_spec::{InputError, Plan, Profile, RunRecord, TimelineEvent, Validation, parse};
@@ -50,7 +50,9 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
         }
     }
     let costs = costs.or_else(|| profile.as_ref().and_then(|profile| costs_of(profile, &plan)));
-    let page = write(&plan, costs.as_ref(), profile.as_ref(), validation.as_ref(), &runs, &args.output)?;
+    let commands = next::commands(&plan, &args.plan, args.number.number);
+    let views = Views { plan: &plan, commands: &commands, costs: costs.as_ref(), profile: profile.as_ref() };
+    let page = write(views, validation.as_ref(), &runs, &args.output)?;
     if args.json {
         output::print(&parse::to_json(&serde_json::json!({ "report": page })))?;
     } else {
@@ -79,17 +81,24 @@ fn check_validation(plan: &Plan, validation: &Validation) -> Result<(), InputErr
         .hint("give the validation of this plan, or the plan of this validation"))
 }
 
+/// A plan, and what is known beside its measurements.
+#[derive(Clone, Copy)]
+pub struct Views<'a> {
+    pub plan: &'a Plan,
+    pub commands: &'a [NextCommand],
+    pub costs: Option<&'a CostModel>,
+    pub profile: Option<&'a Profile>,
+}
+
 /// Writes the page, its figures and the tables, and returns the page's path.
 pub fn write(
-    plan: &Plan,
-    costs: Option<&CostModel>,
-    profile: Option<&Profile>,
+    views: Views<'_>,
     validation: Option<&Validation>,
     runs: &[RunRecord],
     folder: &Path,
 ) -> Result<PathBuf, Failure> {
     let page = folder.join(PAGE);
-    let files = interrupt::promptly(|| contents(plan, costs, profile, validation, runs))??;
+    let files = interrupt::promptly(|| contents(views, validation, runs))??;
     for (name, content) in &files {
         output::write(&folder.join(name), content)?;
     }
@@ -98,14 +107,13 @@ pub fn write(
 
 /// The names and contents of all files of a report.
 fn contents(
-    plan: &Plan,
-    costs: Option<&CostModel>,
-    profile: Option<&Profile>,
+    views: Views<'_>,
     validation: Option<&Validation>,
     runs: &[RunRecord],
 ) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    let Views { plan, commands, costs, profile } = views;
     let predicted = costs.map(|costs| timeline(&shortened(plan), costs)).unwrap_or_default();
-    let report = ReportInput { plan, predicted_timeline: &predicted, validation, runs, profile };
+    let report = ReportInput { plan, predicted_timeline: &predicted, validation, runs, profile, commands };
     let drawing = |error: autodist_reports::ReportError| Failure::Run(format!("drawing the report: {error}"));
     let mut files = vec![(PAGE.to_owned(), html(&report).map_err(drawing)?.into_bytes())];
     files.extend(figures(&report).map_err(drawing)?);

@@ -2,7 +2,7 @@
 
 use super::profile::Obtained;
 use super::validate::Validated;
-use super::{plan as plan_command, profile as profile_command, report, validate};
+use super::{next, plan as plan_command, profile as profile_command, report, validate};
 use crate::cli::{SelectionArgs, TuneArgs};
 use crate::failure::Failure;
 use crate::rounds::{Earlier, MOST_STEPS};
@@ -61,14 +61,11 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let mut page = None;
     // After an interruption, no report is written.
     if !matches!(failure, Some(Failure::Interrupted)) {
-        match report::write(
-            plan,
-            report::costs_of(profile, plan).as_ref(),
-            Some(profile),
-            Some(validation),
-            &records,
-            &folder.join("report"),
-        ) {
+        let costs = report::costs_of(profile, plan);
+        let commands = next::commands(plan, &folder.join("plan.json"), 1);
+        let views =
+            report::Views { plan, commands: &commands, costs: costs.as_ref(), profile: Some(profile) };
+        match report::write(views, Some(validation), &records, &folder.join("report")) {
             Ok(written) => page = Some(written),
             Err(other) if failure.is_some() => output::error(&other),
             Err(other) => failure = Some(other),

@@ -26,14 +26,11 @@ fn a_plan_for_a_cluster_that_nobody_measured_is_a_plan_like_any_other() {
     let folder = tempfile::tempdir().unwrap();
     let plan: Value = line(folder.path(), &format!("{LLAMA} --json -o plan.json")).json();
     assert_eq!(plan["search"]["stop_reason"], "optimal");
-    assert_eq!(plan["search"]["gap"], 0.0);
+    assert!(plan["search"]["gap"].as_f64().unwrap() < 0.01, "{}", plan["search"]);
     assert!(plan["search"]["explored"].as_u64().unwrap() > 500, "{}", plan["search"]);
     assert_eq!(plan["alternatives"].as_array().unwrap().len(), 4);
-    assert!(
-        plan["alternatives"][0]["reason"].as_str().unwrap().contains("slower"),
-        "{}",
-        plan["alternatives"]
-    );
+    let reason = |index: usize| plan["alternatives"][index]["reason"].as_str().unwrap();
+    assert!(reason(0).contains("and the first "), "{}", plan["alternatives"]);
     assert!(!plan["rejected"].as_array().unwrap().is_empty());
     assert!(!plan["estimate"]["stages"].as_array().unwrap().is_empty());
     assert_eq!(plan["estimate"]["provenance"], "modelled");
@@ -277,8 +274,14 @@ fn no_plan_of_the_space_beats_the_one_that_is_found() {
         for other in &all {
             let step = other.estimate.step_time_s;
             assert!(other.estimate.lower_bound_s <= step, "{}", other.strategy.label());
-            assert!(plan.estimate.step_time_s.0 <= step.0 + 1e-9, "{}", other.strategy.label());
+            assert!(plan.search.lower_bound_s.0 <= step.0 + 1e-9, "{}", other.strategy.label());
         }
+        // The choice is among them, and is no slower than a simpler or safer plan may be.
+        assert_eq!((&plan.strategy, &plan.stages), (&all[0].strategy, &all[0].stages));
+        let least = all.iter().map(|other| other.estimate.step_time_s.0).fold(f64::INFINITY, f64::min);
+        assert!((plan.search.lower_bound_s.0 / least - 1.0).abs() < 1e-9, "{least}");
+        let most = if plan.search.gap > 0.01 { 1.1 * 1.01 } else { 1.01 };
+        assert!(plan.estimate.step_time_s.0 <= most * least, "{}", plan.strategy.label());
     }
 }
 
@@ -424,7 +427,10 @@ fn at_least_as_fast(most_devices: u32) {
             plan.estimate.step_time_s,
             strategy.label()
         );
-        assert!(plan.estimate.step_time_s <= published, "{}", row.id);
+        // The recommended plan may be a simpler or a safer one than the fastest.
+        assert!(plan.search.lower_bound_s <= published, "{}", row.id);
+        let step = plan.estimate.step_time_s;
+        assert!(step.0 <= 1.1 * 1.01 * plan.search.lower_bound_s.0, "{}: {step}", row.id);
         compared += 1;
     }
     assert!(compared >= 3, "{compared}");
@@ -455,7 +461,8 @@ fn the_layout_of_llama_3_is_found_or_beaten() {
     let (label, of) = (found.strategy.label(), published.strategy.label());
     eprintln!("{label} takes {}, the published layout, as {of}, {}", step(&found), step(&published));
     assert_eq!(published.strategy.data, 128);
-    assert!(step(&found) <= step(&published));
+    assert!(found.search.lower_bound_s <= step(&published));
+    assert!(step(&found).0 <= 1.1 * 1.01 * found.search.lower_bound_s.0);
     // Where the two differ in time, they differ in what is recomputed.
     let recomputes = |plan: &Plan| plan.estimate.cost.recompute_s;
     assert!(recomputes(&found) < recomputes(&published));

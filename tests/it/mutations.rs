@@ -88,6 +88,7 @@ fn kinds(folder: &Path) -> Vec<Kind> {
     let plan: Plan = serde_json::from_str(&read("plan.json")).unwrap();
     validation.runs[0].strategy = plan.strategy;
     validation.probes.push(CodecProbe {
+        noise: Some(0.1),
         codec: Codec::Bf16,
         coded: Coded::default(),
         steps: 20,

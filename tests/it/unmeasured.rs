@@ -416,8 +416,11 @@ fn a_backtest_is_one_document() {
     );
     assert!(summary["choices"]["mean_kendall_tau"].is_f64());
     assert!(summary["memory"]["median"].is_f64());
-    let text = line(folder.path(), "backtest");
-    assert!(text.out.contains("constant") && text.out.contains("choice sets"), "{}", text.out);
+    let text = line(folder.path(), "backtest").ok();
+    assert!(text.starts_with("LEFT OUT") && text.contains("choice sets"), "{text}");
+    assert!(text.lines().count() < 60 && text.contains("--verbose"), "{text}");
+    let text = line(folder.path(), "backtest --in-fit --verbose").ok();
+    assert!(text.starts_with("IN THE FIT") && text.lines().count() > 1000, "{text}");
 }
 
 #[test]
@@ -435,8 +438,10 @@ fn a_calibration_learns_from_runs_and_is_used() {
     write(folder.path(), "runs.csv", format!("{header}\n{}\n", runs.join("\n")));
     let run = line(folder.path(), "calibrate runs.csv -o mine.toml");
     assert_eq!(run.code, Some(0), "{}", run.err);
-    assert!(run.out.contains("left out of the fit"), "{}", run.out);
-    let run = line(folder.path(), &format!("{GPT3} --calibration mine.toml -v"));
+    for words in ["fitted to 12 runs", "GEMMs on a100-80gb-sxm", "left out", "± ", "say nothing of them"] {
+        assert!(run.out.contains(words), "`{words}` is not in: {}", run.out);
+    }
+    let run = line(folder.path(), &format!("{GPT3} --calibration mine.toml --json"));
     assert!(run.out.contains("12 runs of runs.csv"), "{} {}", run.out, run.err);
     let before = line(folder.path(), "backtest runs.csv --json");
     let after = line(folder.path(), "backtest runs.csv --json --calibration mine.toml");
@@ -444,4 +449,73 @@ fn a_calibration_learns_from_runs_and_is_used() {
         serde_json::from_str::<Value>(text).unwrap()["summary"]["all"]["errors"]["mean"].as_f64().unwrap()
     };
     assert!(bias(&after.out) < bias(&before.out), "{} {}", bias(&after.out), bias(&before.out));
+}
+
+/// A log in the form that Megatron-LM prints, of steps that take so many milliseconds.
+fn megatron_log(ms: f64) -> String {
+    let line = |step: u32| {
+        let ms = if step < 3 { 3.0 * ms } else { ms };
+        format!(
+            " iteration {step:8}/    5000 | elapsed time per iteration (ms): {ms:.1} | global batch size:   128 | lm loss: 2.3E+00 |\n"
+        )
+    };
+    (1..=20).map(line).collect()
+}
+
+#[test]
+fn a_trainers_log_calibrates_its_own_prediction() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let run = "--model llama3-8b --cluster 2x8xh100-80gb-sxm@8x400gbps --global-batch 128 --seq-len 8192 --tp 2 --sp \
+               --recompute none";
+    let estimate = |more: &str| -> Value { line(folder, &format!("estimate {run} {more} --json")).json() };
+    let step = |plan: &Value| plan["estimate"]["step_time_s"].as_f64().unwrap();
+    let before = estimate("");
+    let measured = 1.2 * step(&before);
+    write(folder, "train.log", megatron_log(1e3 * measured));
+    let told = line(folder, &format!("calibrate {run} --log train.log -o mine.toml"));
+    assert_eq!(told.code, Some(0), "{}", told.err);
+    for words in ["a log of megatron", "warm-up", "17 lines"] {
+        assert!(told.err.contains(words), "`{words}` is not in: {}", told.err);
+    }
+    assert!(
+        told.out.contains("GEMMs on h100-80gb-sxm") && told.out.contains("slower than shipped"),
+        "{}",
+        told.out
+    );
+    let after = estimate("--calibration mine.toml");
+    assert!((step(&after) / measured - 1.0).abs() < 0.03, "{} instead of {measured}", step(&after));
+    // One run says little of the next.
+    let bar = |plan: &Value| plan["estimate"]["step_time_spread_s"].as_f64().unwrap() / step(plan);
+    assert!(bar(&after) < bar(&before) + 1e-3 && bar(&after) > 0.1, "{} {}", bar(&after), bar(&before));
+    let document =
+        line(folder, &format!("calibrate {run} --measured {measured}s -o mine.toml --json")).json();
+    assert!(
+        (document["runs"][0]["error_before"].as_f64().unwrap() + 1.0 - 1.0 / 1.2).abs() < 0.01,
+        "{document}"
+    );
+    // The log of another job is no measurement of this one.
+    write(folder, "other.log", megatron_log(1e3).replace("   128", "   256"));
+    let run = line(folder, &format!("calibrate {run} --log other.log -o mine.toml"));
+    assert_eq!(run.code, Some(2), "{}", run.out);
+    assert!(run.err.contains("other.log") && run.err.contains("--global-batch 256"), "{}", run.err);
+}
+
+#[test]
+fn the_template_is_a_table_that_works() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write(folder, "runs.csv", line(folder, "calibrate --template").ok());
+    let text = line(folder, "calibrate runs.csv -o mine.toml").ok();
+    assert!(text.contains("fitted to 3 runs") && text.contains("run-3"), "{text}");
+    let wrong =
+        "id,model,cluster,global_batch,seq_len,tp,measured\na,llama3-8b,1x8xh100-80gb-sxm,64,8192,two,9s\n";
+    write(folder, "wrong.csv", wrong);
+    let run = line(folder, "calibrate wrong.csv -o mine.toml");
+    assert_eq!(run.code, Some(2), "{}", run.out);
+    assert!(run.err.contains("wrong.csv, line 2") && run.err.contains("--tp"), "{}", run.err);
+    let runs = "[[run]]\nmodel = \"llama3-8b\"\ncluster = \"1x8xh100-80gb-sxm\"\nglobal_batch = 64\nseq_len = 8192\ntp = 2\n\
+                sp = true\nmeasured = \"9.5s\"\n";
+    write(folder, "runs.toml", runs);
+    assert!(line(folder, "calibrate runs.toml -o mine.toml").ok().contains("run[0]"));
 }

@@ -35,8 +35,22 @@ pub(crate) fn style(size: i32, color: RGBColor) -> TextStyle<'static> {
     (FAMILY, size).into_font().color(&color).pos(Pos::new(HPos::Left, VPos::Center))
 }
 
-pub(crate) fn title(text: &'static str) -> Text<'static, (i32, i32), &'static str> {
-    Text::new(text, (24, 26), style(27, INK))
+/// A finding in large letters, its subject below in small ones.
+pub(crate) fn titles<DB: DrawingBackend>(head: &Area<DB>, finding: &str, subject: &str) -> Done<DB> {
+    const LEFT: i32 = 24;
+    let room = head.dim_in_pixel().0 as i32 - 2 * LEFT;
+    // Smaller letters before anything is cut.
+    let sizes = [27, 24, 21, NORMAL];
+    let size = sizes.into_iter().find(|size| width(finding, *size) <= room).unwrap_or(NORMAL);
+    text(head, &fit_line(finding, room, size), (LEFT, 26), Side::Left, size, INK)?;
+    text(head, &fit_line(subject, room, SMALL), (LEFT, 56), Side::Left, SMALL, MUTED)
+}
+
+/// A line of text, cut if it is wider than `limit`.
+pub(crate) fn fit_line(text: &str, limit: i32, size: i32) -> String {
+    let mut line = clean(text);
+    shorten(&mut line, limit, size);
+    line
 }
 
 /// Width in pixels, with room for browsers whose font is wider than the embedded one.

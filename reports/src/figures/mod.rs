@@ -2,6 +2,7 @@
 
 mod canvas;
 mod cost;
+mod landscape;
 mod links;
 mod loss;
 mod memory;
@@ -11,8 +12,10 @@ mod scatter;
 mod supersample;
 mod timeline;
 
+use crate::findings;
 use crate::{ReportError, ReportInput};
 use canvas::{Area, Hotspot};
+pub(crate) use landscape::{device_memory, front, out_of_sight};
 use plotters::prelude::*;
 use strum::{IntoStaticStr, VariantArray};
 use supersample::Supersampled;
@@ -20,6 +23,8 @@ use supersample::Supersampled;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub(crate) enum Figure {
+    #[strum(serialize = "memory_vs_time")]
+    Landscape,
     Cost,
     Memory,
     Timeline,
@@ -36,9 +41,11 @@ impl Figure {
         self.into()
     }
 
-    fn title(self, input: &ReportInput<'_>) -> &'static str {
+    /// What the figure is of; [`Figure::finding`] is what it shows.
+    pub fn subject(self, input: &ReportInput<'_>) -> &'static str {
         match self {
-            Self::Cost => "Where the time of a step goes",
+            Self::Landscape => "Peak memory against step time of the layouts that were looked at",
+            Self::Cost => "Predicted step time by its parts, of the plan and its runners-up",
             Self::Memory => "Peak memory of a device, by pipeline rank",
             Self::Timeline if input.own_run().is_none() => "One training step, predicted",
             Self::Timeline => "One training step, predicted over measured",
@@ -48,9 +55,23 @@ impl Figure {
         }
     }
 
+    /// What the figure shows, in a sentence with its numbers.
+    pub fn finding(self, input: &ReportInput<'_>) -> String {
+        match self {
+            Self::Landscape => findings::landscape(&landscape::points(input.plan)),
+            Self::Cost => findings::cost(&input.plan.estimate),
+            Self::Memory => findings::memory(input),
+            Self::Timeline => findings::timeline(input),
+            Self::Scatter => input.validation.map(findings::scatter).unwrap_or_default(),
+            Self::Loss => findings::loss(input.runs),
+            Self::Links => input.profile.map(findings::links).unwrap_or_default(),
+        }
+    }
+
     /// Whether the input has data for this figure.
     pub fn applies(self, input: &ReportInput<'_>) -> bool {
         match self {
+            Self::Landscape => landscape::applies(input.plan),
             Self::Cost | Self::Memory => true,
             Self::Timeline => !timeline::panels(input).is_empty(),
             Self::Scatter => input.validation.is_some_and(|validation| !validation.runs.is_empty()),
@@ -64,7 +85,7 @@ impl Figure {
             Self::Cost => (1200, cost::height(input)),
             Self::Memory => (1200, memory::height(input)),
             Self::Timeline => (1200, timeline::height(input)),
-            Self::Scatter | Self::Loss | Self::Links => (1200, 700),
+            Self::Landscape | Self::Scatter | Self::Loss | Self::Links => (1200, 700),
         }
     }
 
@@ -74,6 +95,7 @@ impl Figure {
         input: &ReportInput<'_>,
     ) -> Result<Vec<Hotspot>, ReportError> {
         let result = match self {
+            Self::Landscape => landscape::draw(area, input),
             Self::Cost => cost::draw(area, input),
             Self::Memory => memory::draw(area, input),
             Self::Timeline => timeline::draw(area, input),
@@ -97,7 +119,8 @@ pub fn figures(input: &ReportInput<'_>) -> Result<Vec<(String, Vec<u8>)>, Report
         .collect()
 }
 
-const TITLE_HEIGHT: u32 = 46;
+/// Room for the finding, and the subject below it.
+const TITLE_HEIGHT: u32 = 76;
 
 fn png(figure: Figure, input: &ReportInput<'_>) -> Result<Vec<u8>, ReportError> {
     canvas::register_font()?;
@@ -109,8 +132,10 @@ fn png(figure: Figure, input: &ReportInput<'_>) -> Result<Vec<u8>, ReportError> 
         let root = Supersampled::new(&mut pixels, (width, height)).into_drawing_area();
         root.fill(&palette::PAPER).map_err(|error| drawing(error.to_string()))?;
         let (head, body) = root.split_vertically(TITLE_HEIGHT);
-        let title = canvas::title(figure.title(input));
-        head.draw(&title).map_err(|error| drawing(error.to_string()))?;
+        let subject =
+            format!("{}: {} on {}", figure.subject(input), input.plan.model.name, input.plan.cluster.name);
+        canvas::titles(&head, &figure.finding(input), &subject)
+            .map_err(|error| drawing(error.to_string()))?;
         figure.draw(&body, input)?;
         root.present().map_err(|error| drawing(error.to_string()))?;
     }
@@ -123,6 +148,8 @@ fn encode(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>, png::Encodi
     let mut encoder = png::Encoder::new(&mut bytes, width, height);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_compression(png::Compression::Best);
+    encoder.set_adaptive_filter(png::AdaptiveFilterType::Adaptive);
     encoder.write_header()?.write_image_data(pixels)?;
     Ok(bytes)
 }

@@ -13,7 +13,6 @@ use plotters::prelude::*;
 
 const LIST: u32 = 470;
 const BAND: f64 = 0.1;
-const SHOWN_IN_LIST: usize = 14;
 
 /// Either of the two kinds of axis.
 trait Axis: Ranged<ValueType = f64> + ValueFormatter<f64> {}
@@ -69,19 +68,89 @@ fn points<DB: DrawingBackend, X: Axis>(
         &tick,
     )?;
     band(&chart, low, high)?;
+    let (families, named) = (families(runs), named(runs));
     let mut taken: Vec<(i32, i32)> = Vec::new();
     let mut hotspots = Vec::new();
-    for run in runs {
-        let at = point(&chart, run, (low, high), scale)?;
+    for (index, run) in runs.iter().enumerate() {
+        // The intervals of many plans would hide the plans.
+        let intervals = runs.len() <= FEW || named.iter().any(|(one, _)| *one == index);
+        let color = color_of(run, &families);
+        let at = point(&chart, run, (low, high), scale, color, intervals)?;
         hotspots.push(Hotspot { corners: ((at.0 - 7, at.1 - 7), (at.0 + 7, at.1 + 7)), says: says(run) });
         taken.push(at);
     }
-    for (index, at) in taken.clone().into_iter().enumerate() {
-        let spot = free_spot(at, &taken);
+    let dots = taken.clone();
+    for (number, (index, _)) in named.iter().enumerate() {
+        let spot = free_spot(dots[*index], &taken);
         taken.push(spot);
-        text(plot, &(index + 1).to_string(), local(plot, spot), Side::Center, SMALL, palette::INK)?;
+        text(plot, &(number + 1).to_string(), local(plot, spot), Side::Center, SMALL, palette::INK)?;
     }
     Ok(hotspots)
+}
+
+/// Up to this many plans, all are numbered and have intervals.
+const FEW: usize = 8;
+const WORST: usize = 3;
+
+/// The numbered plans, by their places among the runs, each with what it is: all of few, and of many the planner's
+/// choice, the fastest, and those that are predicted worst.
+fn named(runs: &[ValidatedRun]) -> Vec<(usize, &'static str)> {
+    let order = |key: &dyn Fn(&ValidatedRun) -> f64| {
+        let mut order: Vec<usize> = (0..runs.len()).collect();
+        order.sort_by(|a, b| key(&runs[*a]).total_cmp(&key(&runs[*b])));
+        order
+    };
+    let mut named: Vec<(usize, &str)> = Vec::new();
+    let mut add = |index: usize, what| {
+        if named.iter().all(|(one, _)| *one != index) {
+            named.push((index, what));
+        }
+    };
+    // The first run is that of the planner's choice.
+    if !runs.is_empty() {
+        add(0, "the planner's first");
+    }
+    if let Some(fastest) = order(&|run| run.measured.adjusted_step_time_s.0).first() {
+        add(*fastest, "measured fastest");
+    }
+    if runs.len() <= FEW {
+        (0..runs.len()).for_each(|index| add(index, ""));
+    } else {
+        let worst = order(&|run| -run.adjusted_error.abs());
+        worst.into_iter().take(WORST).for_each(|index| add(index, "predicted worst"));
+    }
+    named
+}
+
+/// The axes that a plan uses: plans of one family have one colour.
+fn family(run: &ValidatedRun) -> String {
+    let strategy = &run.strategy;
+    let axes = [
+        ("data", strategy.data),
+        ("tensor", strategy.tensor),
+        ("pipeline", strategy.pipeline),
+        ("context", strategy.context),
+        ("expert", strategy.expert),
+    ];
+    let used: Vec<&str> = axes.iter().filter(|(_, degree)| *degree > 1).map(|(name, _)| *name).collect();
+    if used.is_empty() { "one device".to_owned() } else { used.join(" + ") }
+}
+
+/// In the order of their first plans.
+fn families(runs: &[ValidatedRun]) -> Vec<String> {
+    let mut families: Vec<String> = Vec::new();
+    for run in runs {
+        let family = family(run);
+        if !families.contains(&family) {
+            families.push(family);
+        }
+    }
+    families
+}
+
+fn color_of(run: &ValidatedRun, families: &[String]) -> RGBColor {
+    let own = family(run);
+    palette::series(families.iter().position(|family| *family == own).unwrap_or(0))
 }
 
 /// The smallest and the largest shown value, intervals included.
@@ -127,21 +196,25 @@ fn point<DB: DrawingBackend, X: Axis>(
     run: &ValidatedRun,
     (low, high): (f64, f64),
     scale: Scale,
+    color: RGBColor,
+    intervals: bool,
 ) -> Result<(i32, i32), DrawingAreaErrorKind<DB::ErrorType>> {
     let (x, dx) =
         (scale.of(run.measured.adjusted_step_time_s.0), scale.of(run.measured.adjusted_step_time_spread_s.0));
     let (y, dy) = (scale.of(run.predicted.step_time_s.0), scale.of(run.predicted.step_time_spread_s.0));
     let (x, y) = (x.clamp(low, high), y.clamp(low, high));
     let area = chart.plotting_area();
-    area.draw(&PathElement::new(
-        [((x - dx).max(low), y), ((x + dx).min(high), y)],
-        palette::MUTED.stroke_width(1),
-    ))?;
-    area.draw(&PathElement::new(
-        [(x, (y - dy).max(low)), (x, (y + dy).min(high))],
-        palette::MUTED.stroke_width(1),
-    ))?;
-    area.draw(&Circle::new((x, y), 6, palette::series(1).filled()))?;
+    if intervals {
+        area.draw(&PathElement::new(
+            [((x - dx).max(low), y), ((x + dx).min(high), y)],
+            palette::MUTED.stroke_width(1),
+        ))?;
+        area.draw(&PathElement::new(
+            [(x, (y - dy).max(low)), (x, (y + dy).min(high))],
+            palette::MUTED.stroke_width(1),
+        ))?;
+    }
+    area.draw(&Circle::new((x, y), 6, color.filled()))?;
     Ok(chart.backend_coord(&(x, y)))
 }
 
@@ -170,20 +243,33 @@ fn key<DB: DrawingBackend>(list: &Area<DB>, runs: &[ValidatedRun]) -> Done<DB> {
     text(list, "predicted = measured", (40, 34), Side::Left, SMALL, palette::INK)?;
     list.draw(&Rectangle::new([(4, 52), (30, 68)], palette::series(0).mix(0.2).filled()))?;
     text(list, "within 10 %; strokes are 95 % intervals", (40, 60), Side::Left, SMALL, palette::INK)?;
-    text(list, "plan, in the planner's order", (4, 104), Side::Left, SMALL, palette::MUTED)?;
-    text(list, "error", (right, 104), Side::Right, SMALL, palette::MUTED)?;
-    let mut y = 134;
-    for (index, run) in runs.iter().take(SHOWN_IN_LIST).enumerate() {
-        text(list, &(index + 1).to_string(), (24, y), Side::Right, NORMAL, palette::INK)?;
+    let mut y = 96;
+    for (index, family) in families(runs).iter().take(palette::SERIES.len()).enumerate() {
+        list.draw(&Circle::new((17, y), 6, palette::series(index).filled()))?;
+        text(list, family, (40, y), Side::Left, SMALL, palette::INK)?;
+        y += 24;
+    }
+    y += 16;
+    text(list, "numbered plans", (4, y), Side::Left, SMALL, palette::MUTED)?;
+    text(list, "error", (right, y), Side::Right, SMALL, palette::MUTED)?;
+    y += 30;
+    let named = named(runs);
+    for (number, (index, what)) in named.iter().enumerate() {
+        let run = &runs[*index];
+        text(list, &(number + 1).to_string(), (24, y), Side::Right, NORMAL, palette::INK)?;
         text(list, &signed_percent(run.adjusted_error), (right, y), Side::Right, SMALL, palette::INK)?;
         for line in fit(&run.label, right - 130, SMALL) {
             text(list, &line, (40, y), Side::Left, SMALL, palette::INK)?;
             y += 20;
         }
-        y += 14;
+        if !what.is_empty() {
+            text(list, what, (40, y), Side::Left, SMALL, palette::MUTED)?;
+            y += 20;
+        }
+        y += 8;
     }
-    if runs.len() > SHOWN_IN_LIST {
-        let more = format!("and {} more, in the table", runs.len() - SHOWN_IN_LIST);
+    if runs.len() > named.len() {
+        let more = format!("{} more: rest the pointer on a dot", runs.len() - named.len());
         text(list, &more, (40, y), Side::Left, SMALL, palette::MUTED)?;
     }
     Ok(())

@@ -3,6 +3,12 @@
 use crate::table::{Align, Table};
 use crate::words::clean;
 
+/// Rows from which a table is long.
+const LONG: usize = 25;
+
+/// Columns with names of plans.
+const PLANS: [&str; 3] = ["plan", "strategy", "run"];
+
 /// Text escaped for an element or an attribute.
 pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
@@ -66,9 +72,14 @@ impl Markup {
         });
     }
 
-    pub fn figure(&mut self, drawing: &str, caption: &str) {
+    /// A drawing under what it shows and what it is of; narrow screens scroll it.
+    pub fn figure(&mut self, finding: &str, subject: &str, drawing: &str, caption: &str) {
         self.inside("figure", "", |figure| {
-            figure.raw(drawing);
+            figure.inside("p", "finding", |title| {
+                title.element("strong", "", finding);
+                title.element("span", "subject", subject);
+            });
+            figure.inside("div", "scroll drawing", |scroll| scroll.raw(drawing));
             figure.element("figcaption", "", caption);
         });
     }
@@ -79,12 +90,18 @@ impl Markup {
 
     pub fn table_with(&mut self, table: &Table, emphasis: Emphasis) {
         let class = |index: usize| match table.columns[index].1 {
+            // Names of plans are not broken.
+            Align::Left if PLANS.contains(&table.columns[index].0) => "plan",
+            Align::Left if table.columns[index].0.starts_with("why ") => "wide",
             Align::Left => "",
             Align::Right => "number",
         };
         let last = table.rows.len().wrapping_sub(1);
-        self.inside("div", "scroll", |scroll| {
-            scroll.inside("table", "", |element| {
+        // Long tables have a height of their own, below which they scroll.
+        let long = if table.rows.len() > LONG { "scroll long" } else { "scroll" };
+        let sortable = if emphasis == Emphasis::Last || table.rows.len() < 3 { "" } else { "sortable" };
+        self.inside("div", long, |scroll| {
+            scroll.inside("table", sortable, |element| {
                 element.inside("thead", "", |head| {
                     head.inside("tr", "", |row| {
                         for (index, (name, _)) in table.columns.iter().enumerate() {

@@ -1,22 +1,31 @@
-//! The report as one page that opens offline: style and figures are embedded; it loads nothing and has no
-//! scripts.
+//! The report as one page that opens offline: style, figures and a small script are embedded; it loads nothing,
+//! and says so to the browser. Without the script it shows the same.
 
+mod answer;
 mod markup;
+mod plans;
 
 pub(crate) use markup::escape;
 
 use crate::circumstances;
 use crate::communication;
-use crate::figures::{Figure, svg};
+use crate::figures::{Figure, out_of_sight, svg};
 use crate::tables;
-use crate::verdict;
-use crate::words::{self, parameters, percent, plural, signed_percent, tokens_per_second, with_spread};
+use crate::words::{self, percent, plural, with_spread};
 use crate::{ReportError, ReportInput};
-use autodist_spec::run::Verdict;
 use autodist_spec::strategy::label;
-use autodist_spec::{Plan, Profile, Provenance, RunRecord, StopReason, Validation, doubt};
+use autodist_spec::{Profile, Provenance, RunRecord, Validation, doubt};
 use markup::{Emphasis, Markup};
 use std::collections::BTreeMap;
+
+/// Copies commands and sorts tables.
+const SCRIPT: &str = include_str!("page.js");
+
+/// More runs than these are folded away: the table of all plans has their times.
+const FEW_RUNS: usize = 6;
+
+/// SHA-256 of the script: the only one that the page lets a browser run. A test compares them.
+const SCRIPT_HASH: &str = "naNAZDYfncHCZlqiaNIICW6lw5Af58YIK2Y1v04G7/U=";
 
 /// The whole report as one self-contained HTML document.
 ///
@@ -27,6 +36,10 @@ pub fn html(input: &ReportInput<'_>) -> Result<String, ReportError> {
     let mut page = Markup::default();
     page.raw("<!DOCTYPE html>\n<html xmlns=\"http://www.w3.org/1999/xhtml\" lang=\"en\">\n<head>\n");
     page.raw("<meta charset=\"utf-8\" />\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\" />\n");
+    page.raw(&format!(
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; \
+         script-src 'sha256-{SCRIPT_HASH}'; base-uri 'none'; form-action 'none'\" />\n"
+    ));
     page.element("title", "", &format!("{} on {}", input.plan.model.name, input.plan.cluster.name));
     page.raw(&format!("<style>\n{}</style>\n</head>\n<body>\n", include_str!("style.css")));
     page.inside("header", "", |header| headline(header, input, &sections));
@@ -37,7 +50,7 @@ pub fn html(input: &ReportInput<'_>) -> Result<String, ReportError> {
         }
     });
     page.element("footer", "", &footer(input));
-    page.raw("</body>\n</html>\n");
+    page.raw(&format!("<script>{SCRIPT}</script>\n</body>\n</html>\n"));
     Ok(page.finish())
 }
 
@@ -56,28 +69,22 @@ fn timeline_title(input: &ReportInput<'_>) -> &'static str {
 /// The sections that have data, in reading order.
 fn sections(input: &ReportInput<'_>) -> Result<Vec<Section>, ReportError> {
     type Fill = fn(&mut Markup, &ReportInput<'_>) -> Filled;
-    let all: [(&str, &str, bool, Fill); 12] = [
-        ("plan", "The plan", true, plan),
-        (
-            "alternatives",
-            "Ranked alternatives, and why they are slower",
-            !input.plan.alternatives.is_empty(),
-            alternatives,
-        ),
-        ("rejected", "Rejected without simulation", !input.plan.rejected.is_empty(), rejected),
-        (
-            "collectives",
-            "Collectives and their lower bounds",
-            !input.plan.collectives.is_empty(),
-            collectives,
-        ),
-        ("codecs", "Compression", !input.plan.codecs.is_empty(), codecs),
+    let plan_of = input.plan;
+    let trained = input.validation.is_some_and(|validation| !validation.runs.is_empty());
+    let several = trained || !plan_of.alternatives.is_empty() || Figure::Landscape.applies(input);
+    let all: [(&str, &str, bool, Fill); 13] = [
+        ("alternatives", "The plans, and why others are slower", several, alternatives),
+        ("validation", "Predicted against measured", input.validation.is_some(), validation),
         ("time", "Where the time goes", true, cost),
         ("memory", "Where the memory goes", true, memory),
         ("timeline", timeline_title(input), Figure::Timeline.applies(input), timeline),
-        ("validation", "Predicted against measured", input.validation.is_some(), validation),
+        ("plan", "The plan in full", true, plan),
+        ("rejected", "Rejected without simulation", !plan_of.rejected.is_empty(), rejected),
+        ("collectives", "Collectives and their lower bounds", !plan_of.collectives.is_empty(), collectives),
+        ("codecs", "Compression", !plan_of.codecs.is_empty(), codecs),
         ("runs", "The runs", !input.runs.is_empty(), runs),
         ("profile", "The profile", input.profile.is_some(), profile),
+        ("assumptions", "What was assumed, and what ± means", true, assumptions),
         ("provenance", "Where the numbers come from", true, provenance),
     ];
     let shown = all.into_iter().filter(|(_, _, applies, _)| *applies);
@@ -91,100 +98,7 @@ fn sections(input: &ReportInput<'_>) -> Result<Vec<Section>, ReportError> {
 }
 
 fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
-    let plan = input.plan;
-    let estimate = &plan.estimate;
-    page.element("h1", "", &format!("{} on {}", plan.model.name, plan.cluster.name));
-    page.note(&format!(
-        "{} parameters, {}, {} of {} tokens a step, {}, {}",
-        parameters(plan.model.total_parameters()),
-        words::devices(plan),
-        plural(u64::from(plan.job.global_batch), "sequence"),
-        words::count(u64::from(plan.job.seq_len)),
-        plan.job.precision.name(),
-        match plan.job.optimizer {
-            autodist_spec::Optimizer::AdamW { .. } => "AdamW",
-            autodist_spec::Optimizer::Sgd { .. } => "SGD",
-        }
-    ));
-    page.inside("p", "", |p| {
-        p.element("span", "label", &label(&plan.strategy, &plan.stages));
-        p.raw("<br />");
-        p.element(
-            "span",
-            "",
-            &capitalized(&words::strategy(&plan.strategy, &plan.stages, plan.micro_batches)),
-        );
-    });
-    if input.emulated() {
-        page.warning(
-            "Measured on emulated devices, which are slowed down: not a measurement of the real devices",
-        );
-    }
-    let utilisation = plan.utilisation(estimate);
-    if let Some(contradiction) = utilisation.and_then(|all| all.contradiction()) {
-        page.warning(&contradiction);
-    }
-    // A plan that is slower than another measured one must not be called optimal.
-    let beaten = plan.measured.as_ref().is_some_and(|measured| !verdict::stands(plan, measured))
-        || input.validation.is_some_and(|validation| validation.verdict == Some(Verdict::Refuted));
-    page.inside("div", "cards", |cards| {
-        cards.card(
-            "predicted step time",
-            &estimate.step_time_s.to_string(),
-            &format!("± {}, {}", estimate.step_time_spread_s, estimate.provenance),
-        );
-        let rate = utilisation.map(|all| format!("; {all}")).unwrap_or_default();
-        let tokens = tokens_per_second(estimate.tokens_per_s);
-        let (number, unit) = tokens.split_once(' ').unwrap_or((&tokens, ""));
-        cards.card("throughput", number, &format!("{unit}{rate}"));
-        cards.card("peak memory", &estimate.peak_memory_bytes.to_string(), &memory_note(plan));
-        let validated = input.validation.and_then(|validation| verdict::of_plan(plan, validation));
-        if let Some(run) = validated {
-            // Compares like with like: the plan's own run, at the machine speed of the profile.
-            let speed = if run.measured.machine_speed == 1.0 { "" } else { " at profile speed" };
-            cards.card(
-                "measured step time",
-                &run.measured.adjusted_step_time_s.to_string(),
-                &format!("± {}{speed}", run.measured.adjusted_step_time_spread_s),
-            );
-            let word = if run.adjusted_error < 0.0 { "slower" } else { "faster" };
-            cards.card(
-                "prediction error",
-                &signed_percent(run.adjusted_error),
-                &format!("{word} than predicted, bar ± {}", run.bar_s),
-            );
-        } else if let Some(run) = input.own_run() {
-            let time = &run.step_time;
-            cards.card(
-                "measured step time",
-                &time.median_s.to_string(),
-                &format!(
-                    "95 % interval {} to {}, {}",
-                    time.low_s,
-                    time.high_s,
-                    plural(u64::from(time.count), "step")
-                ),
-            );
-        }
-        if let Some(validation) = input.validation.filter(|v| !v.runs.is_empty() || !v.failed.is_empty()) {
-            let over = plural(validation.runs.len() as u64, "plan");
-            let note = format!("of the planner's choice; {over} trained");
-            cards.card("verdict", validation.verdict.map_or("unknown", Verdict::name), &note);
-        }
-        if beaten {
-            return;
-        }
-        let search = &plan.search;
-        let bound = match search.stop_reason {
-            StopReason::Given => format!("not searched for, bound {}", search.lower_bound_s),
-            _ => format!("gap {}, bound {}", percent(search.gap), search.lower_bound_s),
-        };
-        cards.card("search", words::stop_reason(search.stop_reason), &bound);
-    });
-    if let Some(validation) = input.validation {
-        page.note(&format!("Verdict: {}", verdict::of_choice(validation)));
-    }
-    page.note(&format!("Search: {}", words::search(plan, beaten, true)));
+    answer::fill(page, input);
     page.inside("nav", "", |nav| {
         for section in sections {
             nav.raw(&format!("<a href=\"#{}\">{}</a>\n", section.id, escape(section.title)));
@@ -192,8 +106,10 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
     });
 }
 
-fn memory_note(plan: &Plan) -> String {
-    format!("of {}, {} kept free", words::device_memory(plan), percent(plan.job.memory_reserve))
+/// A figure with its finding, its subject and a caption.
+fn draw(page: &mut Markup, figure: Figure, input: &ReportInput<'_>, caption: &str) -> Filled {
+    page.figure(&figure.finding(input), figure.subject(input), &svg(figure, input)?, caption);
+    Ok(())
 }
 
 fn capitalized(text: &str) -> String {
@@ -217,8 +133,53 @@ fn plan(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
 }
 
 fn alternatives(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
-    page.note("Step times with the half-width of the interval that should hold the measured median");
-    page.table_with(&tables::alternatives(input.plan), Emphasis::First);
+    if Figure::Landscape.applies(input) {
+        let out = match out_of_sight(input.plan) {
+            0 => String::new(),
+            several => format!(" {} are slower or larger than the axes reach.", words::count(several as u64)),
+        };
+        let caption = format!(
+            "Each mark is a layout that the search looked at: all predicted, a selection if there were many. Rest the \
+             pointer on a mark for its name.{out}"
+        );
+        draw(page, Figure::Landscape, input, &caption)?;
+    }
+    page.table_with(&plans::table(input), Emphasis::First);
+    if input.validation.is_some() {
+        page.note(
+            "Measured steps are at the speed that the machine had when it was profiled; \"as timed\" is without that \
+             correction, by the speed beside it. Error is predicted / measured - 1: plus means that the prediction \
+             was too high. Regret is the distance to the fastest plan.",
+        );
+    }
+    Ok(())
+}
+
+/// What the numbers stand on, and how far they may be off.
+fn assumptions(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
+    let plan = input.plan;
+    let mut all: Vec<String> = plan.assumptions.iter().map(|text| format!("Assumed: {text}")).collect();
+    match plan.cost_source.catalogue() {
+        Some(catalogue) => {
+            all.push(format!(
+                "Priced for the trainer {}, from published figures of devices and links, and from efficiencies fitted \
+                 to {}; nothing was measured on this cluster",
+                catalogue.trainer, catalogue.calibration
+            ));
+            if !catalogue.error_bar_of.is_empty() {
+                let bar = percent(plan.estimate.step_time_spread_s / plan.estimate.step_time_s);
+                all.push(format!("± {bar} of a step time: {}", catalogue.error_bar_of));
+            }
+        }
+        None => all.push(
+            "± of a predicted step time is half of the interval that should hold the measured median; of a measured \
+             one it is half of the 95 % interval of the median"
+                .to_owned(),
+        ),
+    }
+    all.push(format!("No plan may use the last {} of a device's memory", percent(plan.job.memory_reserve)));
+    all.push("Times compare layouts of one step: how many steps a loss takes is not predicted".to_owned());
+    page.inside("ul", "", |list| all.iter().for_each(|text| list.element("li", "", text)));
     Ok(())
 }
 
@@ -242,11 +203,13 @@ fn rejected(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
 }
 
 fn cost(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
-    page.figure(
-        &svg(Figure::Cost, input)?,
+    draw(
+        page,
+        Figure::Cost,
+        input,
         "The chosen plan first, then its runners-up. Communication and bubble are what compute does not hide. The \
          stroke at a bar's end is the interval that should hold the measured median.",
-    );
+    )?;
     page.table_with(&tables::cost_per_rank(input.plan), Emphasis::Last);
     if let Some(note) = tables::ranks_left_out(input.plan) {
         page.note(&note);
@@ -255,7 +218,7 @@ fn cost(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
 }
 
 fn memory(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
-    page.figure(&svg(Figure::Memory, input)?, "What the device holds at the moment of its peak.");
+    draw(page, Figure::Memory, input, "What the device holds at the moment of its peak.")?;
     page.table_with(&tables::memory_per_rank(input.plan), Emphasis::Last);
     if let Some(note) = tables::ranks_left_out(input.plan) {
         page.note(&note);
@@ -264,14 +227,17 @@ fn memory(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
 }
 
 fn timeline(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
-    page.figure(
-        &svg(Figure::Timeline, input)?,
+    draw(
+        page,
+        Figure::Timeline,
+        input,
         "Numbers are micro-batches; the paler shade is the rank's second model chunk. Rest the pointer on a mark for \
          its times. A prediction shows one replica; a measurement shows every rank.",
-    );
+    )?;
     if input.own_run().is_none() {
         page.note("This plan has not been run yet: only the prediction is shown");
     }
+    page.note("trace.json beside this page has the same for ui.perfetto.dev, or chrome://tracing");
     Ok(())
 }
 
@@ -290,35 +256,42 @@ fn validation(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
 }
 
 fn measured_beside_predicted(page: &mut Markup, input: &ReportInput<'_>, validation: &Validation) -> Filled {
+    let regret = match validation.regret.filter(|_| validation.runs.len() > 1) {
+        Some(_) => format!("; {}", words::regret(validation)),
+        None => String::new(),
+    };
     page.paragraph(&format!(
         "The median |error| of the predicted step time is {} at the speed that the machine had when it was profiled, \
-         {} as timed; {}.",
+         {} as timed{regret}.",
         percent(validation.median_adjusted_error),
         percent(validation.median_error),
-        words::regret(validation)
     ));
-    page.figure(
-        &svg(Figure::Scatter, input)?,
+    draw(
+        page,
+        Figure::Scatter,
+        input,
         "Measured at the speed that the machine had when it was profiled. Error is predicted / measured - 1: plus means \
          that the prediction was too high.",
-    );
-    page.element("h3", "", "Step time");
-    page.table(&tables::validation(validation));
-    page.element("h3", "", "Peak memory of the fullest device");
-    page.table(&tables::validation_memory(validation));
+    )?;
     Ok(())
 }
 
 fn runs(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
     if Figure::Loss.applies(input) {
-        page.figure(
-            &svg(Figure::Loss, input)?,
+        draw(
+            page,
+            Figure::Loss,
+            input,
             "Exact plans compute the same training, so their lines coincide; earlier runs are drawn wider, that each \
              can be seen. Where a plan was trained in several rounds, the first is drawn; later ones, which begin \
              again and omit the warm-up, are thin lines.",
-        );
+        )?;
     }
-    page.table(&tables::runs(input.runs));
+    if input.runs.len() > FEW_RUNS {
+        page.folded(&plural(input.runs.len() as u64, "run"), &tables::runs(input.runs));
+    } else {
+        page.table(&tables::runs(input.runs));
+    }
     let engine = |run: &RunRecord| {
         circumstances::engine(&run.environment)
             .map(|engine| format!("trained by {engine}"))
@@ -365,10 +338,12 @@ fn profile(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
     page.table(&tables::environment(profile));
     page.element("h3", "", "Links");
     if Figure::Links.applies(input) {
-        page.figure(
-            &svg(Figure::Links, input)?,
+        draw(
+            page,
+            Figure::Links,
+            input,
             "Dots are medians with their 95 % intervals; lines are the fits alpha + beta × bytes.",
-        );
+        )?;
     }
     if let Some(network) = &profile.network {
         page.table(&crate::network::links(network));

@@ -29,10 +29,20 @@ fn pictures_decode_and_are_not_blank() {
 #[test]
 fn there_is_a_picture_for_what_is_known() {
     let world = world();
-    let all =
-        ["cost.png", "memory.png", "timeline.png", "predicted_vs_measured.png", "loss.png", "links.png"];
+    let all = [
+        "memory_vs_time.png",
+        "cost.png",
+        "memory.png",
+        "timeline.png",
+        "predicted_vs_measured.png",
+        "loss.png",
+        "links.png",
+    ];
     assert_eq!(names(&world.input()), all);
-    assert_eq!(names(&world.plan_only()), ["cost.png", "memory.png"]);
+    assert_eq!(names(&world.plan_only()), all[..3]);
+    let mut alone = fixture::world();
+    alone.plan.alternatives.clear();
+    assert_eq!(names(&alone.plan_only()), all[1..3], "one layout is no landscape");
 }
 
 #[test]

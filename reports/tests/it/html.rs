@@ -2,9 +2,12 @@
 
 use crate::fixture;
 
-use autodist_reports::{ReportInput, html};
-use autodist_spec::DeviceKind;
+use autodist_reports::{NextCommand, ReportInput, html};
+use autodist_spec::run::Verdict;
+use autodist_spec::strategy::label;
+use autodist_spec::{Bytes, DeviceKind, PricedOutcome, PricedPoint, Seconds};
 use fixture::{gpu_world, world};
+use sha2::{Digest, Sha256};
 
 /// The page's text without its markup; fails when the markup is not well-formed.
 fn text_of(page: &str) -> String {
@@ -91,8 +94,8 @@ fn a_plan_alone_makes_a_page_without_empty_sections() {
     let world = world();
     check(
         &world.plan_only(),
-        &["The plan", "Where the time goes"],
-        &["The runs", "The profile", "Predicted against"],
+        &["The plan", "Where the time goes", "Predicted only"],
+        &["The runs", "The profile", "Predicted against", "measured step"],
     );
 }
 
@@ -122,7 +125,8 @@ fn foreign_text_stays_text() {
     world.profile.environment.devices = DeviceKind::Cuda;
     world.profile.environment.collectives = hostile.to_owned();
     let page = html(&world.input()).unwrap();
-    assert!(!page.contains("<script"));
+    // Only the page's own.
+    assert_eq!(page.matches("<script").count(), 1);
     assert!(!page.contains('\u{1b}') && !page.contains('\u{0}'));
     assert!(text_of(&page).contains("<script>alert('x')</script> & \"quotes\""));
 }
@@ -134,7 +138,7 @@ fn the_page_loads_nothing() {
     let document = roxmltree::Document::parse_with_options(&page, options).unwrap();
     for node in document.descendants().filter(roxmltree::Node::is_element) {
         let name = node.tag_name().name();
-        assert!(!["script", "link", "img", "iframe", "object", "use", "image"].contains(&name), "<{name}>");
+        assert!(!["link", "img", "iframe", "object", "use", "image", "form"].contains(&name), "<{name}>");
         for attribute in node.attributes() {
             assert_ne!(attribute.name(), "src");
             assert!(
@@ -148,8 +152,158 @@ fn the_page_loads_nothing() {
         assert!(!page.contains(loading), "{loading}");
     }
     // XML namespaces are not addresses to load from.
-    let addresses = page.match_indices("http").filter(|(at, _)| !page[..*at].ends_with("xmlns=\"")).count();
-    assert_eq!(addresses, 0);
+    let addresses =
+        page.match_indices("://").filter(|(at, _)| !page[..*at].ends_with("xmlns=\"http")).count();
+    assert_eq!(addresses, page.matches("chrome://tracing").count());
+}
+
+#[test]
+fn browsers_are_told_to_load_nothing_and_to_run_only_the_script_of_the_page() {
+    let page = html(&world().input()).unwrap();
+    let (_, script) = page.split_once("<script>").unwrap();
+    let (script, _) = script.split_once("</script>").unwrap();
+    assert!(!script.contains(['<', '&']), "the script is text of XML and of HTML alike");
+    for sends in ["fetch(", "XMLHttpRequest", "WebSocket", "import(", "eval(", "innerHTML"] {
+        assert!(!script.contains(sends), "{sends}");
+    }
+    let (_, policy) = page.split_once("Content-Security-Policy\" content=\"").unwrap();
+    let (policy, _) = policy.split_once('"').unwrap();
+    assert!(policy.starts_with("default-src 'none'; "), "{policy}");
+    assert!(policy.contains(&format!("script-src 'sha256-{}'", base64(&Sha256::digest(script)))), "{policy}");
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let bits =
+            chunk.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            let letter = char::from(LETTERS[(bits >> (18 - 6 * place) & 63) as usize]);
+            text.push(if place <= chunk.len() { letter } else { '=' });
+        }
+    }
+    text
+}
+
+/// The text of the block with the verdict.
+fn verdict_of(page: &str) -> (String, String) {
+    let (_, block) = page.split_once("<div class=\"verdict ").unwrap();
+    let (class, block) = block.split_once('"').unwrap();
+    let (_, block) = block.split_once("headline\">").unwrap();
+    (class.to_owned(), block.split("</p>").next().unwrap().to_owned())
+}
+
+#[test]
+fn the_first_screen_has_one_verdict_and_optimal_never_stands_over_a_beaten_plan() {
+    let mut world = world();
+    let (class, words) = verdict_of(&html(&world.plan_only()).unwrap());
+    assert_eq!(
+        (class.as_str(), words.as_str()),
+        ("predicted", "Predicted only: nobody has trained this plan yet")
+    );
+
+    let own = label(&world.plan.strategy, &world.plan.stages);
+    world.validation.runs[0].label.clone_from(&own);
+    for (verdict, class, words) in [
+        (Verdict::Holds, "holds", "Holds: "),
+        (Verdict::WithinNoise, "noise", "Within noise: "),
+        (Verdict::Refuted, "refuted", "REFUTED: the step does not take what was predicted"),
+    ] {
+        world.validation.verdict = Some(verdict);
+        let page = html(&world.input()).unwrap();
+        assert_eq!(verdict_of(&page).0, class);
+        assert!(verdict_of(&page).1.starts_with(words), "{}", verdict_of(&page).1);
+        assert_eq!(text_of(&page).contains("optimal"), verdict != Verdict::Refuted, "{verdict:?}");
+    }
+    // Beaten by the first alternative, or by a plan that is not in the document.
+    let second = label(&world.plan.alternatives[0].strategy, &world.plan.alternatives[0].stages);
+    world.validation.beaten_by = Some(second.clone());
+    assert_eq!(verdict_of(&html(&world.input()).unwrap()).1, format!("REFUTED: plan 2 is faster, {second}"));
+    world.validation.beaten_by = Some("dp8".to_owned());
+    assert_eq!(verdict_of(&html(&world.input()).unwrap()).1, "REFUTED: another plan is faster, dp8");
+    // The page of the plan that beat the planner's choice.
+    world.validation.beaten_by = Some(own);
+    let words = verdict_of(&html(&world.input()).unwrap()).1;
+    assert!(words.ends_with("this one was measured to be"), "{words}");
+}
+
+#[test]
+fn tiles_compare_like_with_like() {
+    let mut world = world();
+    world.validation.runs[0].label = label(&world.plan.strategy, &world.plan.stages);
+    let page = html(&world.input()).unwrap();
+    let (_, tiles) = page.split_once("<div class=\"cards\">").unwrap();
+    let (tiles, _) = tiles.split_once("<nav>").unwrap();
+    let run = &world.validation.runs[0];
+    let tokens = world.plan.job.tokens() as f64 / run.measured.adjusted_step_time_s.0;
+    // Speed, time and error are all of the same measurement.
+    for value in [
+        run.measured.adjusted_step_time_s.to_string(),
+        format!("{:+.1} %", run.adjusted_error * 100.0),
+        "tokens/s, measured".to_owned(),
+    ] {
+        assert!(tiles.contains(&value), "{value}: {tiles}");
+    }
+    let shown: String =
+        tiles.split("throughput").nth(1).unwrap().chars().filter(char::is_ascii_digit).take(4).collect();
+    assert_eq!(shown, format!("{tokens:.0}").chars().take(4).collect::<String>());
+}
+
+#[test]
+fn commands_are_there_to_copy() {
+    let world = world();
+    let commands = [
+        NextCommand { purpose: "Train it".to_owned(), text: "autodist train 'a & b.json'".to_owned() },
+        NextCommand {
+            purpose: "What run.sh holds".to_owned(),
+            text: "#!/bin/sh\nexec torchrun \\\n    \"$@\"".to_owned(),
+        },
+    ];
+    let page = html(&ReportInput { commands: &commands, ..world.input() }).unwrap();
+    let text = text_of(&page);
+    for NextCommand { purpose, text: command } in &commands {
+        assert!(text.contains(purpose) && text.contains(command), "{purpose}");
+    }
+    // Buttons do nothing without the script, which shows them.
+    assert_eq!(page.matches("class=\"copy\" hidden=\"hidden\"").count(), 2);
+}
+
+#[test]
+fn every_plan_is_in_one_table_once() {
+    let world = world();
+    let page = html(&world.input()).unwrap();
+    let (_, section) = page.split_once("id=\"alternatives\"").unwrap();
+    let (table, _) = section.split_once("</table>").unwrap();
+    let cells = |label: &str| table.matches(&format!(">{label}</td>")).count();
+    for run in &world.validation.runs {
+        assert_eq!(cells(&run.label), 1, "{}", run.label);
+    }
+    for other in &world.plan.alternatives {
+        assert_eq!(cells(&label(&other.strategy, &other.stages)), 1);
+    }
+    assert!(table.contains("<table class=\"sortable\">"));
+}
+
+#[test]
+fn every_figure_says_what_it_shows_and_what_it_is_of() {
+    let mut world = world();
+    world.plan.priced = (1..40)
+        .map(|n| PricedPoint {
+            label: format!("dp{n}"),
+            outcome: [PricedOutcome::Simulated, PricedOutcome::OutOfMemory, PricedOutcome::Bounded][n % 3],
+            step_time_s: Seconds(0.4 + 0.01 * n as f64),
+            peak_memory_bytes: Bytes((100 + 3 * (n as u64 % 7)) << 20),
+        })
+        .collect();
+    let page = html(&world.input()).unwrap();
+    let figures = page.matches("<figure>").count();
+    assert_eq!(figures, 7);
+    assert_eq!(page.matches("<p class=\"finding\"><strong>").count(), figures);
+    let findings: Vec<&str> =
+        page.split("<strong>").skip(1).map(|text| text.split("</strong>").next().unwrap()).collect();
+    assert!(findings.iter().all(|text| text.contains(|c: char| c.is_ascii_digit())), "{findings:#?}");
+    assert!(text_of(&page).contains("not simulated"));
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub fn plan(
     stages: Vec<Stage>,
 ) -> Plan {
     let estimate = Estimate {
+        peak_memory_spread_bytes: None,
+        memory_risk: None,
         step_time_s: Seconds(1.0),
         step_time_spread_s: Seconds(0.1),
         caution_s: Seconds::ZERO,
@@ -89,9 +91,11 @@ pub fn plan(
         search,
         alternatives: Vec::new(),
         rejected: Vec::new(),
+        priced: Vec::new(),
         collectives: Vec::new(),
         placement: None,
         codecs: Vec::new(),
+        device_choice: None,
         cost_source,
         measured: None,
         given: None,

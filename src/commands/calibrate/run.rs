@@ -1,0 +1,159 @@
+//! One measured run: its configuration, its step time, and its prediction.
+
+use crate::cli::{FigureArgs, MeasuredRunArgs, PriceArgs};
+use crate::commands::catalogue::Figures;
+use crate::commands::estimate_unmeasured::Asked;
+use crate::commands::from_trainer::Request;
+use crate::failure::Failure;
+use crate::{input, output};
+use autodist_analytic::table::TableRow;
+use autodist_analytic::{FreeParameters, StepWork, fit};
+use autodist_exporters::logs::{self, LoggedJob, StepTime};
+use autodist_spec::{InputError, Plan, Seconds};
+
+/// A run, the plan of which is priced again after the fit.
+pub struct OwnRun<'a> {
+    pub measured_s: f64,
+    /// How the time was taken from a log.
+    pub log: Option<StepTime>,
+    pub before_s: f64,
+    /// For the fit.
+    pub row: TableRow,
+    figures: Figures,
+    asked: Asked<'a>,
+}
+
+impl<'a> OwnRun<'a> {
+    /// # Errors
+    /// The run is not described, has no time, or cannot be predicted.
+    pub fn of(
+        id: &str,
+        args: &'a MeasuredRunArgs,
+        figures: &FigureArgs,
+        middle: &FreeParameters,
+    ) -> Result<Self, Failure> {
+        let Some(cluster) = &args.cluster else {
+            let error =
+                InputError::new("--cluster", "", "is required: on which machines was the time measured?");
+            return Err(error.hint("e.g. `--cluster 2x8xh100-80gb-sxm@8x400gbps`").into());
+        };
+        if args.model.is_none() && args.from.is_empty() {
+            let error = InputError::new("--model", "", "is required without --from");
+            return Err(error.hint("e.g. `--model llama3-8b`, or the path of a config.json").into());
+        }
+        let price = PriceArgs { profile: None, cluster: None, device_memory: None, price: None };
+        let mut figures = Figures::of(cluster, figures, &price)?;
+        figures.parameters = *middle;
+        let request = Request {
+            from: &args.from,
+            model: args.model.as_deref(),
+            job: &args.job,
+            strategy: &args.strategy,
+            search: false,
+        };
+        let asked = Asked::of(request, args.trainer, &figures)?;
+        let (plan, shortfall) = asked.plan(&figures)?;
+        if shortfall.is_some() {
+            output::note(&format!(
+                "{id}: by the prediction this run does not fit in memory, though it ran: see that the configuration is the one that was measured"
+            ));
+        }
+        let (measured_s, log) = time(id, args, &plan)?;
+        let before_s = plan.estimate.step_time_s.0;
+        let row = row(id, &figures, &asked, &plan, measured_s, middle)?;
+        Ok(Self { measured_s, log, before_s, row, figures, asked })
+    }
+
+    /// The prediction with other efficiencies.
+    ///
+    /// # Errors
+    /// The plan cannot be priced.
+    pub fn predicted_s(&self, parameters: &FreeParameters) -> Result<f64, Failure> {
+        let mut figures = self.figures.clone();
+        figures.parameters = *parameters;
+        Ok(self.asked.plan(&figures)?.0.estimate.step_time_s.0)
+    }
+}
+
+/// The measured time: given, or from a log.
+fn time(id: &str, args: &MeasuredRunArgs, plan: &Plan) -> Result<(f64, Option<StepTime>), Failure> {
+    let Some(path) = &args.log else {
+        let Some(measured) = args.measured else {
+            let error = InputError::new("--measured", "", "is required: how long did a step take?");
+            return Err(error.hint("e.g. `--measured 41.2s`, or `--log train.log`").into());
+        };
+        return Ok((measured, None));
+    };
+    let file = path.display().to_string();
+    let content = input::bytes(path, "log")?;
+    let log = logs::read(&content, args.log_format).map_err(|error| error.in_file(&file))?;
+    let job = LoggedJob {
+        global_batch: plan.job.global_batch,
+        seq_len: plan.job.seq_len,
+        devices: plan.cluster.device_count(),
+    };
+    let time = log.step_time(&job).map_err(|error| error.in_file(&file))?;
+    let spread = time.spread.map_or(String::new(), |spread| format!(" ± {:.1} %", 100.0 * spread));
+    let dropped: Vec<String> = time.dropped.iter().map(|one| format!("{} {}", one.lines, one.why)).collect();
+    let dropped =
+        if dropped.is_empty() { String::new() } else { format!("; not counted: {}", dropped.join(", ")) };
+    output::note(&format!(
+        "{id}: {file} is a log of {}: median step time {}{spread} of {} lines{dropped}",
+        log.format.name(),
+        Seconds(time.seconds),
+        time.lines
+    ));
+    log.notes.iter().for_each(|note| output::note(&format!("{id}: {note}")));
+    compare_memory(id, log.memory, plan);
+    Ok((time.seconds, Some(time)))
+}
+
+/// Says what the log's memory was predicted as: of a run that was predicted with half of it, something else is wrong.
+fn compare_memory(id: &str, memory: logs::PeakMemory, plan: &Plan) {
+    let predicted = plan.estimate.peak_memory_bytes;
+    let said = [("allocated", memory.allocated), ("reserved", memory.reserved)];
+    let parts: Vec<String> =
+        said.iter().filter_map(|(name, bytes)| Some(format!("{} {name}", (*bytes)?))).collect();
+    if !parts.is_empty() {
+        output::note(&format!("{id}: peak memory in the log: {}; predicted {predicted}", parts.join(", ")));
+    }
+}
+
+/// The row of the fit. Its closed form is not the simulation of the plan, so the time is scaled by what the two differ:
+/// after the fit the simulation has the measured time.
+fn row(
+    id: &str,
+    figures: &Figures,
+    asked: &Asked,
+    plan: &Plan,
+    measured_s: f64,
+    middle: &FreeParameters,
+) -> Result<TableRow, Failure> {
+    let run = figures.run_of(plan, &asked.software).ok_or_else(|| {
+        InputError::new(
+            "--cluster",
+            &plan.cluster.name,
+            "has several kinds of nodes, which a fit cannot tell apart",
+        )
+        .hint("calibrate with runs on nodes of one kind")
+    })?;
+    let closed = fit::seconds(&run, &StepWork::of(&run), middle);
+    let row = TableRow {
+        id: id.to_owned(),
+        group: "own".to_owned(),
+        source: String::new(),
+        device: run.machine.device_name.clone(),
+        precision: run.dtype.name().to_owned(),
+        dense: run.block.experts.is_none(),
+        quality: "A".to_owned(),
+        measured_s: Some(measured_s * closed / plan.estimate.step_time_s.0),
+        measured_memory_gb: None,
+        run: Ok(run),
+    };
+    if !row.is_for_fitting() {
+        let what = if row.dense { row.precision.as_str() } else { "a model of experts" };
+        let problem = "cannot be calibrated: only runs of dense models in bf16, fp16 or fp8 have a fit";
+        return Err(InputError::new("the run", what, problem).hint("give a run of such a model").into());
+    }
+    Ok(row)
+}
