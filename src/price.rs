@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use crate::input;
 use autodist_hardware::Catalogue;
-use autodist_spec::{Check, Cluster, InputError, NodeGroup, parse};
+use autodist_spec::{Check, Cluster, InputError, NodeGroup, catalog, parse};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -19,8 +19,10 @@ pub fn set(cluster: &mut Cluster, text: &str, catalogue: &Catalogue) -> Result<(
     } else {
         let prices = if text.contains('=') { of_list(text)? } else { of_file(text)? };
         let of = |group: &NodeGroup| {
-            let is =
-                |name: &str| name == group.device.name || catalogue.is_same_device(name, &group.device.name);
+            let own = &group.device.name;
+            let read =
+                |name: &str| catalog::device_of(catalogue.devices(), name).map(|(device, _)| device.name);
+            let is = |name: &str| name == own || read(name).is_ok_and(|read| read == *own);
             prices.iter().find(|(name, _)| is(name)).map(|(_, usd)| *usd)
         };
         let found: Vec<_> = cluster.nodes.iter().map(of).collect();
@@ -41,7 +43,7 @@ pub fn set(cluster: &mut Cluster, text: &str, catalogue: &Catalogue) -> Result<(
     Ok(())
 }
 
-/// `h100-80gb-sxm=2.5,b200-180gb=4`.
+/// `h100=2.5,b200=4`.
 fn of_list(text: &str) -> Result<BTreeMap<String, f64>, Failure> {
     let entry = |part: &str| {
         let (name, usd) = part.split_once('=')?;
@@ -73,6 +75,7 @@ fn of_file(text: &str) -> Result<BTreeMap<String, f64>, Failure> {
 }
 
 fn wrong(text: &str) -> InputError {
-    InputError::new("--price", text, "is not a price")
-        .hint("give US dollars for one device and hour: `2.5`, `h100-80gb-sxm=2.5,b200-180gb=4`, or a TOML file with such lines")
+    InputError::new("--price", text, "is not a price").hint(
+        "give US dollars for one device and hour: `2.5`, `h100=2.5,b200=4`, or a TOML file with such lines",
+    )
 }

@@ -32,7 +32,7 @@ def plan(one: Plan) -> str:
         (each.strategy.label, spread(each.step_time_s, each.step_time_spread_s), size(each.memory.peak_bytes), each.reason)
         for each in one.alternatives
     ]
-    table = _table("Runners-up", ("strategy", "step time", "peak memory", "why it is slower"), rows)
+    table = _table("Runners-up", ("strategy", "step time", "peak memory", "against the first"), rows)
     return _card(lines, table)
 
 

@@ -101,7 +101,7 @@ pub(crate) fn alternatives(plan: &Plan) -> Table {
         ("step time", Right),
         ("peak memory", Right),
         ("provenance", Left),
-        ("why it is slower", Left),
+        ("against the first", Left),
     ]);
     let best = (label(&plan.strategy, &plan.stages), &plan.estimate, "chosen");
     let others = plan

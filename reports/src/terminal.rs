@@ -13,8 +13,8 @@ use std::path::Path;
 
 pub use crate::machine::{compressions, profile_summary, run_summary};
 
-/// Characters of the longest assumption that is shown with an answer: a line of the usual width.
-const ASSUMPTION: usize = TerminalView::USUAL - LABEL;
+/// Characters of the longest assumption that is shown with an answer: two lines of the usual width.
+const ASSUMPTION: usize = 2 * (TerminalView::USUAL - LABEL);
 
 /// The answer, the plan's rivals, and the commands that come next; with [`TerminalView::verbose`] also the parts of
 /// its time and memory, and all rejected strategies. `file` is where the plan was written.
@@ -39,7 +39,7 @@ pub fn plan_summary(plan: &Plan, file: Option<&Path>, view: &TerminalView) -> St
     screen.finish()
 }
 
-/// Rates, warnings and assumptions; what is longer than a line is for verbose views.
+/// Rates, warnings and assumptions; what is longer than two lines is for verbose views.
 fn what_it_stands_on(screen: &mut Screen, plan: &Plan, view: &TerminalView) {
     let estimate = &plan.estimate;
     if let Some(kinds) = words::kinds_of_blocks(&plan.model) {

@@ -55,7 +55,7 @@ pub(super) fn table(input: &ReportInput<'_>) -> Table {
             ("last loss", Right),
         ]);
     }
-    columns.extend([("why it is slower", Left), ("prediction from", Left)]);
+    columns.extend([("against the first", Left), ("prediction from", Left)]);
     let mut table = Table::new(&columns);
     for (index, row) in rows.iter().enumerate() {
         let mut cells = vec![
