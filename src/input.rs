@@ -202,13 +202,13 @@ pub enum MeasurementFile {
 }
 
 /// A document of autodist.
-pub enum Document {
+pub enum AnyDocument {
     Plan(Box<Plan>),
     Profile(Box<Profile>),
     Run(Box<RunRecord>),
 }
 
-impl Document {
+impl AnyDocument {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Plan(_) => "plan",
@@ -219,16 +219,16 @@ impl Document {
 }
 
 /// Reads a plan, a profile or a run record, depending on the content of the file.
-pub fn any_document(path: &Path) -> Result<Document, Failure> {
+pub fn any_document(path: &Path) -> Result<AnyDocument, Failure> {
     let (name, content) = (path.display().to_string(), bytes(path, "run")?);
     let keys = parse::json_keys(&name, &content, "document")?;
     let has = |name: &str| keys.iter().any(|key| key == name);
     Ok(if has("search") {
-        Document::Plan(Box::new(plan(path)?))
+        AnyDocument::Plan(Box::new(plan(path)?))
     } else if has("segments") {
-        Document::Profile(Box::new(profile(path)?))
+        AnyDocument::Profile(Box::new(profile(path)?))
     } else if has("steps") {
-        Document::Run(Box::new(document(&name, &content)?))
+        AnyDocument::Run(Box::new(document(&name, &content)?))
     } else {
         let error = InputError::new("", "", "is not a plan, a profile or a run record").in_file(&name);
         return Err(error.hint("give a file that `plan -o`, `profile`, `train` or `validate` wrote").into());

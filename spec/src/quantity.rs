@@ -324,6 +324,7 @@ fn of_field(key: &str, value: &mut serde_json::Value, path: &str) -> Result<(), 
     }
     let Value::String(text) = value else { return Ok(()) };
     let read: Result<Value, NotAQuantity> = match key {
+        "training_tokens" => tokens(text).map(Value::from),
         "global_batch" | "seq_len" | "max_seq_len" | "micro_batch" => length(text).map(Value::from),
         "warmup_steps" | "total_steps" => count(text).map(Value::from),
         "min_steps" => count(text).map(|steps| Value::from(f64::from(steps))),

@@ -2,7 +2,7 @@
 
 use crate::cli::DiffArgs;
 use crate::failure::Failure;
-use crate::input::{self, Document};
+use crate::input::{self, AnyDocument};
 use crate::{look, output};
 use autodist_reports::diff;
 use autodist_spec::{InputError, to_json};
@@ -10,9 +10,9 @@ use autodist_spec::{InputError, to_json};
 pub fn run(args: &DiffArgs) -> Result<(), Failure> {
     let (before, after) = (input::any_document(&args.before)?, input::any_document(&args.after)?);
     let found = match (&before, &after) {
-        (Document::Plan(before), Document::Plan(after)) => diff::of_plans(before, after),
-        (Document::Profile(before), Document::Profile(after)) => diff::of_profiles(before, after),
-        (Document::Run(before), Document::Run(after)) => diff::of_runs(before, after),
+        (AnyDocument::Plan(before), AnyDocument::Plan(after)) => diff::of_plans(before, after),
+        (AnyDocument::Profile(before), AnyDocument::Profile(after)) => diff::of_profiles(before, after),
+        (AnyDocument::Run(before), AnyDocument::Run(after)) => diff::of_runs(before, after),
         _ => {
             let (own, other) = (after.kind(), before.kind());
             let problem = format!("is a {own}, but {} is a {other}", args.before.display());

@@ -167,17 +167,17 @@ fn files() -> String {
         let path = Path::new(name);
         let document = path.exists().then(|| input::any_document(path))?;
         Some(match document {
-            Ok(input::Document::Profile(profile)) => {
+            Ok(input::AnyDocument::Profile(profile)) => {
                 let state = if profile.complete { "" } else { ", unfinished" };
                 format!(
                     "{name} (of {} at {} tokens on {}{state})",
                     profile.model.name, profile.seq_len, profile.environment.host
                 )
             }
-            Ok(input::Document::Plan(plan)) => {
+            Ok(input::AnyDocument::Plan(plan)) => {
                 format!("{name} (for {} on {})", plan.model.name, plan.cluster.name)
             }
-            Ok(input::Document::Run(run)) => format!("{name} (of {})", run.label),
+            Ok(input::AnyDocument::Run(run)) => format!("{name} (of {})", run.label),
             Err(failure) => format!("{name} (cannot be read: {failure})"),
         })
     };

@@ -1,7 +1,7 @@
 //! `autodist estimate`
 
 use super::catalogue::Figures;
-use super::from_trainer::{self, Given, Request};
+use super::from_trainer::{self, FlagsAndFile, Given};
 use super::{
     DEFAULT_MODEL, Prices, check_experts, check_prices, prices, profile_of, refused, without_profile,
 };
@@ -90,7 +90,7 @@ fn of_plan(args: &EstimateArgs, path: &Path) -> Result<(Plan, Option<MemoryShort
 
 fn of_profile(args: &EstimateArgs) -> Result<(), Failure> {
     without_profile(args.trainer, &args.figures)?;
-    let asked = AskedMeasured::of(Request::of_estimate(args), &args.price)?;
+    let asked = AskedMeasured::of(FlagsAndFile::of_estimate(args), &args.price)?;
     if let Some(top) = args.best {
         if let Some(given) = &asked.given {
             given.note_layout();
@@ -133,13 +133,13 @@ pub struct AskedMeasured<'a> {
     pub model: ModelSpec,
     pub job: Job,
     given: Option<Given>,
-    request: Request<'a>,
+    request: FlagsAndFile<'a>,
 }
 
 impl<'a> AskedMeasured<'a> {
     /// # Errors
     /// A file cannot be read, its content or the flags are not valid, or the profile is of another model.
-    pub fn of(request: Request<'a>, price: &PriceArgs) -> Result<Self, Failure> {
+    pub fn of(request: FlagsAndFile<'a>, price: &PriceArgs) -> Result<Self, Failure> {
         // Report errors in the file before missing flags.
         let prices = prices(price);
         let devices = prices.as_ref().ok().map(|prices| prices.cluster.device_count());

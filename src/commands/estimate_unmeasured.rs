@@ -2,7 +2,7 @@
 //! `--best` the fastest plans that they leave open.
 
 use super::catalogue::{Figures, Software};
-use super::from_trainer::{self, Given, Request};
+use super::from_trainer::{self, FlagsAndFile, Given};
 use super::{DEFAULT_MODEL, check_experts, estimate, plan, refused};
 use crate::cli::{EstimateArgs, JobArgs, Layout};
 use crate::failure::Failure;
@@ -14,7 +14,7 @@ use autodist_spec::{InputError, Job, ModelSpec, ParallelStrategy, Plan, Stage};
 
 pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     let figures = Figures::of(cluster, &args.figures, &args.price)?;
-    let asked = Asked::of(Request::of_estimate(args), args.trainer, &figures)?;
+    let asked = Asked::of(FlagsAndFile::of_estimate(args), args.trainer, &figures)?;
     if let Some(top) = args.best {
         let limits = SearchLimits { top, ..SearchLimits::default() };
         let mut job = asked.job.clone();
@@ -35,13 +35,17 @@ pub struct Asked<'a> {
     /// The strategy; nothing in a search.
     flags: Layout,
     given: Option<Given>,
-    request: Request<'a>,
+    request: FlagsAndFile<'a>,
 }
 
 impl<'a> Asked<'a> {
     /// # Errors
     /// A file cannot be read, or its content or the flags are not valid.
-    pub fn of(request: Request<'a>, trainer: Option<Trainer>, figures: &Figures) -> Result<Self, Failure> {
+    pub fn of(
+        request: FlagsAndFile<'a>,
+        trainer: Option<Trainer>,
+        figures: &Figures,
+    ) -> Result<Self, Failure> {
         let given = from_trainer::read(request, Some(figures.cluster.device_count()))?;
         let model = match &given {
             Some(given) => given.model(request.model, None)?,

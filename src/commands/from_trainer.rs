@@ -13,7 +13,7 @@ use std::path::Path;
 
 /// The parts of a command line that a trainer's file completes.
 #[derive(Clone, Copy)]
-pub struct Request<'a> {
+pub struct FlagsAndFile<'a> {
     /// The trainer and the file of `--from`; empty without it.
     pub from: &'a [String],
     pub model: Option<&'a str>,
@@ -23,7 +23,7 @@ pub struct Request<'a> {
     pub search: bool,
 }
 
-impl<'a> Request<'a> {
+impl<'a> FlagsAndFile<'a> {
     pub fn of_estimate(args: &'a EstimateArgs) -> Self {
         let EstimateArgs { from, model, job, strategy, best, .. } = args;
         Self { from, model: model.as_deref(), job, strategy, search: best.is_some() }
@@ -94,7 +94,7 @@ fn check_attention(theirs: &ModelSpec, own: &ModelSpec) -> Result<(), InputError
 }
 
 /// Reads the file given by `--from`, if any, for a cluster of `devices` devices.
-pub fn read(args: Request, devices: Option<u32>) -> Result<Option<Given>, Failure> {
+pub fn read(args: FlagsAndFile, devices: Option<u32>) -> Result<Option<Given>, Failure> {
     let [trainer, file] = args.from else { return Ok(None) };
     let trainers: Vec<_> = Target::ALL.iter().filter(|t| t.is_trainer()).map(|t| t.name()).collect();
     let target = trainer.parse().ok().filter(|target: &Target| target.is_trainer()).ok_or_else(|| {
@@ -154,7 +154,7 @@ pub fn read(args: Request, devices: Option<u32>) -> Result<Option<Given>, Failur
 }
 
 /// The fields that override the file, or that the file does not set.
-fn command_line(args: Request, devices: Option<u32>, experts: bool) -> Result<CommandLine, Failure> {
+fn command_line(args: FlagsAndFile, devices: Option<u32>, experts: bool) -> Result<CommandLine, Failure> {
     let (layout, mut job) = (&args.strategy.first(), args.job.clone());
     if job.job.is_some() {
         let whole = input::job(args.job, None, None, None)?;
@@ -242,7 +242,7 @@ fn instead_of(field: Field) -> &'static str {
 }
 
 /// Whether a flag gives the field.
-fn is_given(args: Request, field: Field) -> bool {
+fn is_given(args: FlagsAndFile, field: Field) -> bool {
     let given = of_job(args.job).into_iter().chain(of_layout(&args.strategy.first()));
     let rate = field == Field::LearningRate && args.job.learning_rate.is_some();
     rate || given.into_iter().any(|(one, value)| one == field && value.is_some())
@@ -267,7 +267,7 @@ impl Given {
     }
 
     /// Attributes an error to the file and its keys if the value came from there, instead of to the flags.
-    pub fn blame(&self, args: Request, failure: Failure) -> Failure {
+    pub fn blame(&self, args: FlagsAndFile, failure: Failure) -> Failure {
         let mut error = match failure {
             Failure::Input(error) => error,
             other => return other,

@@ -4,7 +4,7 @@ use super::catalogue::{Figures, Software};
 use super::estimate::AskedMeasured;
 use super::estimate_unmeasured::Asked;
 use super::fewer::FewerDevices;
-use super::from_trainer::Request;
+use super::from_trainer::FlagsAndFile;
 use super::{Prices, check_own_engines, check_prices, orders, without_profile};
 use crate::cli::{PlanArgs, StrategyArgs};
 use crate::failure::Failure;
@@ -51,7 +51,7 @@ fn of_profile(args: &PlanArgs, limits: SearchLimits) -> Result<Plan, Failure> {
         return Err(error.hint("create it with `autodist validate PLAN --probe`").into());
     }
     let probes = probes.unwrap_or_default();
-    let asked = AskedMeasured::of(Request::of_plan(args), &args.price)?;
+    let asked = AskedMeasured::of(FlagsAndFile::of_plan(args), &args.price)?;
     let AskedMeasured { prices, model, job, .. } = &asked;
     let search = |flags, all| fastest_measured(prices, model, job.clone(), flags, &probes, (limits, all));
     if args.from.is_empty() {
@@ -97,7 +97,7 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
         return Err(error.hint("remove this option, or give `--profile`").into());
     }
     let figures = Figures::of(cluster, &args.figures, &args.price)?;
-    let asked = Asked::of(Request::of_plan(args), args.trainer, &figures)?;
+    let asked = Asked::of(FlagsAndFile::of_plan(args), args.trainer, &figures)?;
     let software = asked.software_of_search();
     let search = |job: Job| fastest(&figures, &asked.model, job, &software, limits);
     if args.from.is_empty() {

@@ -9,10 +9,12 @@ pub const MARKS: &[&str] = &["SamplesPerSec=", "iter time (s):", "time (ms) | "]
 
 const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 
+/// Adds what a line says to a log.
+type Reader = fn(&Line, &mut TrainerLog) -> Result<(), InputError>;
+
 /// Reads the best of the three: the time itself, then the rate, then the parts of a step.
 pub fn read(text: &str) -> Result<TrainerLog, InputError> {
-    let readers: [fn(&Line, &mut TrainerLog) -> Result<(), InputError>; 4] =
-        [pipeline, current, average, parts];
+    let readers: [Reader; 4] = [pipeline, current, average, parts];
     let mut log = TrainerLog::new(LogFormat::DeepSpeed);
     for (index, read) in readers.into_iter().enumerate() {
         log.unreadable = 0;

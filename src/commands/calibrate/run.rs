@@ -3,7 +3,7 @@
 use crate::cli::{FigureArgs, MeasuredRunArgs, PriceArgs};
 use crate::commands::catalogue::Figures;
 use crate::commands::estimate_unmeasured::Asked;
-use crate::commands::from_trainer::Request;
+use crate::commands::from_trainer::FlagsAndFile;
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::table::TableRow;
@@ -44,7 +44,7 @@ impl<'a> OwnRun<'a> {
         let price = PriceArgs { profile: None, cluster: None, device_memory: None, price: None };
         let mut figures = Figures::of(cluster, figures, &price)?;
         figures.parameters = *middle;
-        let request = Request {
+        let request = FlagsAndFile {
             from: &args.from,
             model: args.model.as_deref(),
             job: &args.job,
