@@ -21,7 +21,9 @@ def test_a_plan_has_the_fields_of_its_document(plan: autodist.Plan) -> None:
     assert plan.memory.peak_bytes == sum(plan.memory.raw.values())
     assert sum(plan.cost.values()) == pytest.approx(plan.step_time_s)
     assert len(plan.alternatives) == 2
-    assert all(one.step_time_s >= plan.step_time_s and one.reason for one in plan.alternatives)
+    # A faster one is not recommended for a reason: it is less simple, or may run out of memory.
+    for one in plan.alternatives:
+        assert ("faster" in one.reason) == (one.step_time_s < plan.step_time_s), one.reason
     assert plan.training is None and plan.given is None
     assert any("megatron-core" in note for note in plan.notes)
     with pytest.raises(dataclasses.FrozenInstanceError):
