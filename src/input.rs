@@ -473,7 +473,7 @@ pub fn job(
             let seq_len = args.seq_len.or(default_seq_len);
             let batch = batch(args, seq_len)?.or(default_batch);
             let batch = batch.ok_or_else(|| missing("--global-batch", 8))?;
-            let seq_len = seq_len.ok_or_else(|| missing("--seq-len", 128))?;
+            let seq_len = seq_len.ok_or_else(|| missing("--seq-len", 4096))?;
             Job {
                 precision: measured.unwrap_or_default(),
                 given: Some(BTreeSet::new()),

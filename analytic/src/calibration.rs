@@ -120,6 +120,12 @@ impl Calibration {
         (bar, words)
     }
 
+    /// Whether a run is like those of the calibration: one of own runs says nothing of other devices, trainers and
+    /// precisions, which keep the shipped efficiencies.
+    pub fn applies_to(&self, run: &TrainingRun) -> bool {
+        self.own.as_ref().is_none_or(|own| own.cover(run))
+    }
+
     /// The error bars of rows that are predicted with this calibration.
     pub fn error_bars_of(&self, rows: &[TableRow], parameters: &FreeParameters) -> Vec<StatedBar> {
         let bars = self.bars();

@@ -19,7 +19,7 @@ pub(crate) fn of_plan(plan: &Plan, file: Option<&Path>, verbose: bool) -> Vec<Li
         Line::new("step time", time(plan)),
         Line::new("verdict", predicted(plan, file)),
         Line::new("memory", memory(plan)),
-        Line::new("search", words::search(plan, beaten(plan), verbose)),
+        Line::new("search", words::search(plan, beaten(plan), verbose) + &words::why_not_the_fastest(plan)),
     ];
     if !plan.fits {
         // That decides.

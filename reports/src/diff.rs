@@ -88,7 +88,6 @@ pub fn of_plans(before: &Plan, after: &Plan) -> Diff {
         ("model", value(&before.model), value(&after.model)),
         ("cluster", value(&before.cluster), value(&after.cluster)),
         ("job", value(&before.job), value(&after.job)),
-        ("stages", value(&before.stages), value(&after.stages)),
         ("cost_source", value(&before.cost_source), value(&after.cost_source)),
         ("assumptions", value(&before.assumptions), value(&after.assumptions)),
     ] {
@@ -238,19 +237,6 @@ impl Diff {
             screen.decision(&format!("the {}s do not differ", self.kind));
             return screen.finish();
         }
-        if !self.settings.is_empty() {
-            let columns = [("setting", Align::Left), ("before", Align::Left), ("after", Align::Left)];
-            let mut table = Table::new(&columns);
-            let most = if view.verbose { self.settings.len() } else { MOST_SETTINGS };
-            for one in self.settings.iter().take(most) {
-                table.row([one.setting.clone(), said(&one.before), said(&one.after)]);
-            }
-            screen.section("Settings", &table);
-            if let Some(more) = self.settings.len().checked_sub(most).filter(|more| *more > 0) {
-                screen
-                    .paragraph(format!("and {} more: --verbose lists them", plural(more as u64, "setting")));
-            }
-        }
         if !self.numbers.is_empty() {
             let mut table = Table::new(&[
                 ("number", Align::Left),
@@ -268,6 +254,19 @@ impl Diff {
                 table.row([one.what.clone(), one.before.clone(), one.after.clone(), ratio, clear.to_owned()]);
             }
             screen.section("Numbers", &table);
+        }
+        if !self.settings.is_empty() {
+            let columns = [("setting", Align::Left), ("before", Align::Left), ("after", Align::Left)];
+            let mut table = Table::new(&columns);
+            let most = if view.verbose { self.settings.len() } else { MOST_SETTINGS };
+            for one in self.settings.iter().take(most) {
+                table.row([one.setting.clone(), said(&one.before), said(&one.after)]);
+            }
+            screen.section("Settings", &table);
+            if let Some(more) = self.settings.len().checked_sub(most).filter(|more| *more > 0) {
+                screen
+                    .paragraph(format!("and {} more: --verbose lists them", plural(more as u64, "setting")));
+            }
         }
         screen.finish()
     }

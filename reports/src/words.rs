@@ -334,6 +334,20 @@ pub(crate) fn certificate(plan: &Plan) -> String {
     )
 }
 
+/// Why the fastest plan of the document is not its choice; empty if it is.
+pub(crate) fn why_not_the_fastest(plan: &Plan) -> String {
+    let faster = plan.alternatives.iter().zip(2..).filter(|(other, _)| {
+        plan.measured.is_none() && other.estimate.step_time_s < plan.estimate.step_time_s
+    });
+    let fastest = faster
+        .min_by(|(one, _), (other, _)| one.estimate.step_time_s.0.total_cmp(&other.estimate.step_time_s.0));
+    let Some((other, number)) = fastest else { return String::new() };
+    match other.reason.split_once("; ") {
+        Some((_, why)) => format!("; plan {number}, the fastest below: {}", clean(why)),
+        None => String::new(),
+    }
+}
+
 /// The short form, for a headline.
 pub(crate) fn stop_reason(reason: StopReason) -> &'static str {
     match reason {

@@ -338,9 +338,8 @@ fn parse_nodes(
 
 /// Number of network cards of a node, and their total bandwidth as a link.
 fn parse_network(text: &str, wrong: &dyn Fn(String) -> InputError) -> Result<(u32, Link), InputError> {
-    let (nics, rate) = text
-        .split_once('x')
-        .ok_or_else(|| wrong(format!("expected <NICs>x<rate> after the `@`, found `{text}`")))?;
+    // One card is not counted.
+    let (nics, rate) = text.split_once('x').unwrap_or(("1", text));
     let nics: u32 = nics
         .parse()
         .ok()

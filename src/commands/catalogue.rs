@@ -102,13 +102,25 @@ impl Figures {
     /// # Errors
     /// The cluster has several kinds of nodes, or its nodes do not have this number of devices together.
     pub fn of_size(&self, args: &FigureArgs, devices: u32) -> Result<Self, Failure> {
-        let cluster = self.cluster.of_size(devices).map_err(|error| InputError {
+        let catalogue = input::catalogue(&args.catalogue)?;
+        let (mut whole, mut assumptions) = (self.cluster.clone(), self.assumptions.clone());
+        if let ([group], None) = (whole.nodes.as_slice(), &whole.network)
+            && group.uplink.is_none()
+        {
+            // Several nodes have the network that is usual for them.
+            let two = format!("2x{}x{}", group.devices, group.device.name);
+            let usual = input::cluster(&two, &catalogue, None)?;
+            whole.network = usual.cluster.network;
+            whole.nodes[0].nics = usual.cluster.nodes[0].nics;
+            assumptions.extend(usual.assumptions);
+        }
+        let cluster = whole.of_size(devices).map_err(|error| InputError {
             field: "--scale".to_owned(),
             hint: "give sizes that the nodes can have, e.g. `--scale 8..1024`".to_owned(),
             ..error
         })?;
-        let sized = Self::of_cluster(cluster, &input::catalogue(&args.catalogue)?, args, "--scale")?;
-        Ok(Self { assumptions: self.assumptions.clone(), ..sized })
+        let sized = Self::of_cluster(cluster, &catalogue, args, "--scale")?;
+        Ok(Self { assumptions, ..sized })
     }
 
     /// The same nodes with their kinds in every order, the given one first: pipeline stages follow the order of
@@ -316,11 +328,20 @@ impl Figures {
         let mut prices = Vec::new();
         for (run, kind) in runs.zip(self.cluster.node_kinds()) {
             // The error bar of several kinds is the widest.
-            let (bar, of) = self.calibration.error_bar_of(&run, &self.parameters);
+            let applies = self.calibration.applies_to(&run);
+            let parameters = if applies { &self.parameters } else { FreeParameters::shipped() };
+            if !applies {
+                let (device, trainer) = (&run.machine.device_name, run.trainer.name());
+                output::note_once(&format!(
+                    "the calibration has no run on {device} with {trainer} in {}: the shipped efficiencies are used for it",
+                    run.dtype
+                ));
+            }
+            let (bar, of) = self.calibration.error_bar_of(&run, parameters);
             if bar > error_bar {
                 (error_bar, error_bar_of) = (bar, of);
             }
-            prices.push(CataloguePrices::among(&run, nodes, kind.devices, &self.parameters));
+            prices.push(CataloguePrices::among(&run, nodes, kind.devices, parameters));
         }
         let step = prices[0].step_costs(error_bar.hypot(SIMULATED));
         let classes = DeviceClasses::of(&self.cluster);

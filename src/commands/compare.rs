@@ -11,6 +11,7 @@ use autodist_reports::comparison;
 use autodist_spec::{
     ClusterComparison, ComparedCluster, Difference, InputError, Job, ModelSpec, SCHEMA_VERSION, to_json,
 };
+use std::collections::BTreeSet;
 
 pub fn run(args: &CompareArgs) -> Result<(), Failure> {
     if args.clusters.len() < 2 && args.scale.is_none() {
@@ -43,6 +44,9 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
     if args.trainer.is_none() {
         output::note(&format!("assumed: trainer {}: --trainer not given", software.trainer));
     }
+    if args.price.is_some() && args.job.tokens.is_none() {
+        output::note("--price has no effect without --tokens: the cost is that of a training");
+    }
     let mut progress = Progress::new("compare");
     let mut clusters = Vec::new();
     let mut job = None;
@@ -60,6 +64,8 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
             .collect();
         return Err(Failure::Infeasible(format!("no cluster has a plan\n{}", reasons.join("\n"))));
     }
+    let assumed: BTreeSet<&String> = all.iter().flat_map(|figures| &figures.assumptions).collect();
+    assumed.iter().for_each(|assumption| output::note_once(&format!("assumed: {assumption}")));
     let (faster, cheaper) = match args.scale {
         None => (Difference::of_time(&clusters), Difference::of_cost(&clusters)),
         Some(_) => (Vec::new(), Vec::new()),

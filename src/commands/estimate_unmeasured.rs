@@ -10,7 +10,7 @@ use crate::{input, output};
 use autodist_analytic::{Trainer, even_blocks, software};
 use autodist_planner::{MemoryShortfall, Planner, SearchLimits};
 use autodist_program::stages;
-use autodist_spec::{InputError, Job, ModelSpec, ParallelStrategy, Plan, Stage};
+use autodist_spec::{InputError, Job, ModelSpec, ParallelStrategy, Plan, Recompute, Stage};
 
 pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     let figures = Figures::of(cluster, &args.figures, &args.price)?;
@@ -151,6 +151,9 @@ impl<'a> Asked<'a> {
         if strategy.tensor > 1 && trainer.traits().splits_sequences && flags.sp.is_none() {
             assumptions.push("sequence parallelism off: --sp not given".to_owned());
         }
+        if flags.micro_batch.is_none() && self.given.is_some() {
+            assumptions.push("micro-batch 1: neither the file nor --micro-batch gives it".to_owned());
+        }
         if flags.bucket_bytes.is_none() {
             strategy.bucket_bytes = software::BUCKET;
         }
@@ -182,6 +185,8 @@ fn one(figures: &Figures, asked: &Asked) -> Result<(Plan, Option<MemoryShortfall
     let planner = Planner::of_catalogue(model, &figures.cluster, &asked.job, costs, &reference);
     let modes = match &recompute {
         Some(mode) => std::slice::from_ref(mode),
+        // A file that does not ask for recomputation gets none.
+        None if asked.given.is_some() => &[Recompute::None],
         None => software.trainer.recompute_modes(),
     };
     let mut found = None;
@@ -208,9 +213,13 @@ fn one(figures: &Figures, asked: &Asked) -> Result<(Plan, Option<MemoryShortfall
     let (mut plan, shortfall) = found.expect("every trainer has a mode of recomputation");
     if recompute.is_none() {
         let mode = plan.strategy.recompute.name();
-        let why = if plan.fits { ", the least that fits in memory" } else { "" };
         software.assumptions.pop();
-        software.assumptions.push(format!("recomputation {mode}{why}: --recompute not given"));
+        software.assumptions.push(if asked.given.is_some() {
+            format!("recomputation {mode}: neither the file nor --recompute gives it")
+        } else {
+            let why = if plan.fits { ", the least that fits in memory" } else { "" };
+            format!("recomputation {mode}{why}: --recompute not given")
+        });
     }
     plan.assume(software.assumptions);
     Ok((plan, shortfall))

@@ -134,7 +134,10 @@ pub(super) fn fill(page: &mut Markup, input: &ReportInput<'_>) {
     }
     commands(page, input.commands);
     cards(page, input);
-    page.note(&format!("Search: {}", words::search(plan, beaten(input), true)));
+    page.note(&format!(
+        "Search: {}",
+        words::search(plan, beaten(input), true) + &words::why_not_the_fastest(plan)
+    ));
 }
 
 /// What to do, how long it takes, how sure that is, whether it came true, and what it needs.
@@ -293,7 +296,15 @@ fn cards(page: &mut Markup, input: &ReportInput<'_>) {
             StopReason::Given => format!("not searched for, bound {}", search.lower_bound_s),
             _ => format!("gap {}, bound {}", percent(search.gap), search.lower_bound_s),
         };
-        cards.card("search", words::stop_reason(search.stop_reason), &bound);
+        cards.card(
+            "search",
+            if search.stop_reason == StopReason::Optimal && search.gap > 5e-4 {
+                "complete"
+            } else {
+                words::stop_reason(search.stop_reason)
+            },
+            &bound,
+        );
     });
 }
 

@@ -7,6 +7,7 @@ mod plans;
 
 pub(crate) use markup::escape;
 
+use crate::changes;
 use crate::circumstances;
 use crate::communication;
 use crate::figures::{Figure, out_of_sight, svg};
@@ -72,7 +73,8 @@ fn sections(input: &ReportInput<'_>) -> Result<Vec<Section>, ReportError> {
     let plan_of = input.plan;
     let trained = input.validation.is_some_and(|validation| !validation.runs.is_empty());
     let several = trained || !plan_of.alternatives.is_empty() || Figure::Landscape.applies(input);
-    let all: [(&str, &str, bool, Fill); 13] = [
+    let all: [(&str, &str, bool, Fill); 14] = [
+        ("changes", "Yours, and the fewest changes to it", plan_of.given.is_some(), changes_to_yours),
         ("alternatives", "The plans, and why others are slower", several, alternatives),
         ("validation", "Predicted against measured", input.validation.is_some(), validation),
         ("time", "Where the time goes", true, cost),
@@ -109,6 +111,14 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
 /// A figure with its finding, its subject and a caption.
 fn draw(page: &mut Markup, figure: Figure, input: &ReportInput<'_>, caption: &str) -> Filled {
     page.figure(&figure.finding(input), figure.subject(input), &svg(figure, input)?, caption);
+    Ok(())
+}
+
+fn changes_to_yours(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
+    if let Some(given) = &input.plan.given {
+        page.note(&format!("{}, as it was read from {}", changes::title(given), words::clean(&given.source)));
+        page.table(&changes::table(input.plan, given));
+    }
     Ok(())
 }
 

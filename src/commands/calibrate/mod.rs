@@ -281,7 +281,7 @@ fn text(judged: &[Judged], findings: &[words::Finding], calibration: &Calibratio
             );
             let _ = writeln!(
                 text,
-                "other devices, trainers and precisions: ± {:.1} % and more, as before: these runs say nothing of them",
+                "other devices, trainers and precisions: ± {:.1} % and more, and the shipped efficiencies, as before: these runs say nothing of them",
                 100.0 * calibration.error_bar
             );
         }

@@ -9,7 +9,7 @@ use crate::{input, output};
 use autodist_analytic::table::TableRow;
 use autodist_analytic::{FreeParameters, StepWork, fit};
 use autodist_exporters::logs::{self, LoggedJob, StepTime};
-use autodist_spec::{InputError, Plan, Seconds};
+use autodist_spec::{InputError, Plan, Seconds, Utilisation};
 
 /// A run, the plan of which is priced again after the fit.
 pub struct OwnRun<'a> {
@@ -44,6 +44,8 @@ impl<'a> OwnRun<'a> {
         let price = PriceArgs { profile: None, cluster: None, device_memory: None, price: None };
         let mut figures = Figures::of(cluster, figures, &price)?;
         figures.parameters = *middle;
+        // Every run is predicted by the efficiencies that are being fitted.
+        figures.calibration.own = None;
         let request = FlagsAndFile {
             from: &args.from,
             model: args.model.as_deref(),
@@ -60,6 +62,7 @@ impl<'a> OwnRun<'a> {
         }
         let (measured_s, log) = time(id, args, &plan)?;
         let before_s = plan.estimate.step_time_s.0;
+        plausible(id, &plan, measured_s)?;
         let row = row(id, &figures, &asked, &plan, measured_s, middle)?;
         Ok(Self { measured_s, log, before_s, row, figures, asked })
     }
@@ -73,6 +76,27 @@ impl<'a> OwnRun<'a> {
         figures.parameters = *parameters;
         Ok(self.asked.plan(&figures)?.0.estimate.step_time_s.0)
     }
+}
+
+/// How many times as long as predicted a step may take: more is another unit, or another run.
+const MOST: f64 = 20.0;
+
+/// # Errors
+/// A time that the devices cannot reach, or that is far from any prediction.
+fn plausible(id: &str, plan: &Plan, measured_s: f64) -> Result<(), InputError> {
+    let all = Utilisation::of(&plan.model, &plan.job, &plan.cluster, Seconds(measured_s));
+    let predicted = plan.estimate.step_time_s;
+    let times = measured_s / predicted.0;
+    let problem = if all.contradiction().is_some() {
+        format!("is faster than the peak of the devices allows: {all}; predicted {predicted}")
+    } else if times > MOST {
+        format!("is {times:.0} times the predicted {predicted}")
+    } else {
+        return Ok(());
+    };
+    Err(InputError::new("--measured", Seconds(measured_s), problem)
+        .hint("check the unit (`412ms`, `41.2s`), and that model, batch, devices and strategy are those of the run")
+        .in_file(id))
 }
 
 /// The measured time: given, or from a log.
