@@ -185,7 +185,7 @@ pub struct PlanArgs {
 pub struct EstimateArgs {
     /// Plan document whose strategy and stages are priced, instead of flags
     #[arg(conflicts_with_all = [
-        "model", "job", "global_batch", "seq_len", "seed", "learning_rate", "precision", "cluster", "device_memory", "tp", "pp",
+        "model", "job", "global_batch", "global_batch_tokens", "seq_len", "seed", "learning_rate", "precision", "cluster", "device_memory", "tp", "pp",
         "dp", "cp", "ep", "vpp", "zero", "shard", "sp", "no_sp", "recompute", "micro_batch", "schedule", "bucket_bytes", "trainer", "best",
     ])]
     pub plan: Option<PathBuf>,

@@ -51,8 +51,9 @@ fn main() {
     let code = match External::from_environment() {
         Ok(Some(external)) if external.is_agent() => external::attend(&external),
         Ok(external) => {
-            let cli = parse();
+            let (cli, notes) = parse();
             look::begin(cli.look);
+            notes.iter().for_each(|note| output::note(note));
             let code = code(external::open(&cli, external.as_ref()).and_then(|()| run(&cli)));
             // An earlier error is more informative.
             match self::code(external::dismiss()) {
@@ -66,12 +67,12 @@ fn main() {
     std::process::exit(code);
 }
 
-/// Parses the command line. An error message quotes the arguments, without control characters.
-fn parse() -> cli::Cli {
+/// Parses the command line; also returns notes of what was understood. An error message quotes the arguments, without control characters.
+fn parse() -> (cli::Cli, Vec<String>) {
     let mut program = cli::Cli::command();
     let parsed = program.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
-        cli::understood(&matches).iter().for_each(|note| output::note(note));
-        cli::Cli::from_arg_matches(&matches)
+        let notes = cli::understood(&matches);
+        Ok((cli::Cli::from_arg_matches(&matches)?, notes))
     });
     parsed.unwrap_or_else(|error| {
         let error = cli::explained(error, &program);

@@ -17,13 +17,14 @@ pub fn set(cluster: &mut Cluster, text: &str, catalogue: &Catalogue) -> Result<(
     if let Ok(usd) = text.trim().trim_start_matches('$').parse::<f64>() {
         cluster.nodes.iter_mut().for_each(|group| group.usd_per_device_hour = Some(usd));
     } else {
-        let prices = if text.contains('=') { of_list(text)? } else { of_file(text)? };
+        let prices = if text.contains('=') { of_list(text, catalogue)? } else { of_file(text)? };
         let of = |group: &NodeGroup| {
             let own = &group.device.name;
             let read =
                 |name: &str| catalog::device_of(catalogue.devices(), name).map(|(device, _)| device.name);
             let is = |name: &str| name == own || read(name).is_ok_and(|read| read == *own);
-            prices.iter().find(|(name, _)| is(name)).map(|(_, usd)| *usd)
+            let exact = prices.get(own);
+            exact.or_else(|| prices.iter().find(|(name, _)| is(name)).map(|(_, usd)| usd)).copied()
         };
         let found: Vec<_> = cluster.nodes.iter().map(of).collect();
         if found.iter().all(Option::is_none) {
@@ -44,13 +45,22 @@ pub fn set(cluster: &mut Cluster, text: &str, catalogue: &Catalogue) -> Result<(
 }
 
 /// `h100=2.5,b200=4`.
-fn of_list(text: &str) -> Result<BTreeMap<String, f64>, Failure> {
+fn of_list(text: &str, catalogue: &Catalogue) -> Result<BTreeMap<String, f64>, Failure> {
     let entry = |part: &str| {
         let (name, usd) = part.split_once('=')?;
         Some((name.trim().to_owned(), usd.trim().trim_start_matches('$').parse().ok()?))
     };
-    let list: Option<_> = text.split(',').map(entry).collect();
-    Ok(list.ok_or_else(|| wrong(text))?)
+    let mut list = BTreeMap::new();
+    for part in text.split(',') {
+        let (name, usd) = entry(part).ok_or_else(|| wrong(text))?;
+        if list.insert(name.clone(), usd).is_some() {
+            let error = InputError::new("--price", text, format!("has two prices of {name}"));
+            return Err(error.hint("give each device one price").into());
+        }
+        catalog::device_of(catalogue.devices(), &name)
+            .map_err(|error| InputError { field: "--price".to_owned(), ..error })?;
+    }
+    Ok(list)
 }
 
 /// A TOML file of lines such as `"h100-80gb-sxm" = 2.5`.

@@ -195,6 +195,7 @@ impl Catalogue {
 
 fn in_words(total: u32, nodes: u32, devices: u32) -> String {
     match nodes {
+        1 if total == 1 => "1 device in one node".to_owned(),
         1 => format!("{total} devices in one node"),
         _ => format!("{total} devices: {nodes} nodes of {devices}"),
     }

@@ -55,6 +55,48 @@ impl Planner<'_> {
         kept
     }
 
+    /// The variant with the layers cut as they are given, or into equal numbers of blocks if it has another number of
+    /// chunks: another cut would be one more change. `None` if it does not fit then.
+    fn in_the_same_cut(
+        &self,
+        given: &ParallelStrategy,
+        stages: &[Stage],
+        variant: Variant,
+    ) -> Option<Variant> {
+        let Variant { changes, strategy, stages: own, estimate } = variant;
+        let chunks = strategy.chunks();
+        let cut = if chunks == given.chunks() {
+            ends(stages)
+        } else if self.model.layers.is_multiple_of(chunks) {
+            let each = self.model.layers / chunks;
+            let inner = (1..chunks).map(|chunk| (1 + chunk * each) as usize);
+            inner.chain([self.model.chain_len()]).collect()
+        } else {
+            return Some(Variant { changes, strategy, stages: own, estimate });
+        };
+        if ends(&own) == cut {
+            return Some(Variant { changes, strategy, stages: own, estimate });
+        }
+        let policies: Vec<Recompute> = own.iter().flat_map(|stage| stage.recompute.clone()).collect();
+        let mut first = 0;
+        let same = cut.iter().map(|end| {
+            let stage = Stage {
+                first_layer: first as u32,
+                end_layer: *end as u32,
+                recompute: policies.get(first..*end).unwrap_or_default().to_vec(),
+            };
+            first = *end;
+            stage
+        });
+        let same: Vec<Stage> = same.collect();
+        match self.priced(&strategy, Some(&same)) {
+            Ok((plan, None)) => {
+                Some(Variant { changes, strategy, stages: plan.stages, estimate: plan.estimate })
+            }
+            _ => None,
+        }
+    }
+
     /// The fastest strategies that differ only in the settings that are `open`.
     fn changed(&self, given: &ParallelStrategy, stages: &[Stage], open: &[Setting]) -> Vec<Variant> {
         let Some(job) = restricted(self.job, given, open) else { return Vec::new() };
@@ -72,8 +114,14 @@ impl Planner<'_> {
                 estimate,
             })
             .filter(|variant| variant.changes.iter().all(|change| open.contains(&change.setting)))
+            .filter_map(|variant| self.in_the_same_cut(given, stages, variant))
             .collect()
     }
+}
+
+/// The ends of a stage list, which say how it cuts the layers.
+fn ends(stages: &[Stage]) -> Vec<usize> {
+    stages.iter().map(|stage| stage.end_layer as usize).collect()
 }
 
 /// The job with the given strategy as the only one allowed, except for the open settings; `None` if the job does

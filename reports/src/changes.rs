@@ -3,7 +3,7 @@
 use crate::table::{Align, Table};
 use crate::words::{percent, signed_percent};
 use autodist_spec::strategy::label;
-use autodist_spec::{Change, GivenStrategy, Plan, Seconds};
+use autodist_spec::{Change, Estimate, GivenStrategy, ParallelStrategy, Plan, Seconds, Setting, estimate};
 
 /// What the given strategy lacks, or how much slower than the plan it is.
 pub(crate) fn verdict(plan: &Plan, given: &GivenStrategy) -> String {
@@ -24,17 +24,35 @@ pub(crate) fn verdict(plan: &Plan, given: &GivenStrategy) -> String {
     format!("{name}: fits, {own} per step, {memory}; {compared}")
 }
 
-/// `--zero 2 -> 3`; a strategy that differs in nothing is the given one.
-pub(crate) fn changes(changes: &[Change]) -> String {
+/// `zero 2 -> 3, micro-batch 2 -> 1 (gradient accumulation 4 -> 8)`: the global batch stays as it is.
+fn described(plan: &Plan, given: &GivenStrategy, changes: &[Change], to: &ParallelStrategy) -> String {
+    let steps = |strategy: &ParallelStrategy| strategy.micro_batches(plan.job.global_batch);
     let words: Vec<String> = changes
         .iter()
-        .map(|change| format!("{} {} -> {}", change.setting.name(), change.from, change.to))
+        .map(|change| {
+            let words = format!("{} {} -> {}", change.setting.name(), change.from, change.to);
+            let (from, to) = (steps(&given.strategy), steps(to));
+            if change.setting != Setting::MicroBatch || from == to {
+                return words;
+            }
+            format!("{words} (gradient accumulation {from} -> {to})")
+        })
         .collect();
     words.join(", ")
 }
 
+/// `; about 1 in 14 runs like it would run out of memory`, if that is likely enough to be said.
+fn risk(estimate: &Estimate) -> String {
+    match estimate.memory_risk {
+        Some(risk) if risk >= 0.02 => format!("; {}", estimate::memory_risk(risk)),
+        _ => String::new(),
+    }
+}
+
 pub(crate) fn title(given: &GivenStrategy) -> &'static str {
-    if given.fits {
+    if given.variants.is_empty() {
+        "Yours, and the plan"
+    } else if given.fits {
         "Yours, with the fewest changes that make it faster, and the plan"
     } else {
         "Yours, with the fewest changes that make it fit, and the plan"
@@ -61,22 +79,27 @@ pub(crate) fn table(plan: &Plan, given: &GivenStrategy) -> Table {
         label(&given.strategy, &given.stages),
     ]);
     for variant in &given.variants {
+        let is_plan = variant.strategy == plan.strategy && variant.stages == plan.stages;
         table.row([
-            changes(&variant.changes),
+            format!(
+                "{}{}",
+                if is_plan { "the plan: " } else { "" },
+                described(plan, given, &variant.changes, &variant.strategy)
+            ),
             variant.estimate.step_time_s.to_string(),
             against(variant.estimate.step_time_s),
             variant.estimate.peak_memory_bytes.to_string(),
-            label(&variant.strategy, &variant.stages),
+            format!("{}{}", label(&variant.strategy, &variant.stages), risk(&variant.estimate)),
         ]);
     }
     let listed = given.variants.iter().any(|one| one.strategy == plan.strategy && one.stages == plan.stages);
     if !listed && !given.changes.is_empty() {
         table.row([
-            format!("the plan: {}", changes(&given.changes)),
+            format!("the plan: {}", described(plan, given, &given.changes, &plan.strategy)),
             plan.estimate.step_time_s.to_string(),
             against(plan.estimate.step_time_s),
             plan.estimate.peak_memory_bytes.to_string(),
-            label(&plan.strategy, &plan.stages),
+            format!("{}{}", label(&plan.strategy, &plan.stages), risk(&plan.estimate)),
         ]);
     }
     table

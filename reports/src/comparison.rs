@@ -166,13 +166,13 @@ fn table(clusters: &[ComparedCluster], sizes: bool) -> Table {
 
 /// Why clusters have no plan.
 fn refused(screen: &mut Screen, comparison: &ClusterComparison) {
-    let reasons =
-        comparison.clusters.iter().filter_map(|one| Some((one, one.refused.as_ref()?.lines().next()?)));
+    let reasons = comparison.clusters.iter().filter_map(|one| Some((one, one.refused.as_ref()?)));
     for (index, (_, why)) in reasons.enumerate() {
         if index == 0 {
             screen.blank();
         }
-        screen.line(if index == 0 { "no plan" } else { "" }, crate::words::clean(why));
+        let why: Vec<&str> = why.lines().filter(|line| !line.starts_with("hint: ")).take(3).collect();
+        screen.line(if index == 0 { "no plan" } else { "" }, crate::words::clean(&why.join(" ")));
     }
 }
 

@@ -42,6 +42,9 @@ pub struct NumberDiff {
     /// `after / before`; absent if `before` is 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
+    /// Whether it is a part of the number above it.
+    #[serde(skip)]
+    part: bool,
     /// Whether the intervals of both exclude each other; absent if there are no intervals.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clear: Option<bool>,
@@ -50,7 +53,14 @@ pub struct NumberDiff {
 impl NumberDiff {
     fn new(what: &str, (before, after): (f64, f64), say: impl Fn(f64) -> String) -> Self {
         let ratio = (before != 0.0).then(|| after / before);
-        Self { what: what.to_owned(), before: say(before), after: say(after), ratio, clear: None }
+        Self {
+            what: what.to_owned(),
+            before: say(before),
+            after: say(after),
+            ratio,
+            part: false,
+            clear: None,
+        }
     }
 
     fn seconds(what: &str, before: Seconds, after: Seconds) -> Self {
@@ -72,7 +82,11 @@ impl NumberDiff {
     }
 
     fn is_something(&self) -> bool {
-        self.before != self.after
+        self.before != self.after || self.ratio.is_some_and(|ratio| (ratio - 1.0).abs() >= 5e-4)
+    }
+
+    fn part(self) -> Self {
+        Self { part: true, ..self }
     }
 }
 
@@ -102,10 +116,10 @@ pub fn of_plans(before: &Plan, after: &Plan) -> Diff {
         numbers.push(measured.within(spreads, new.step_time_s.0 - old.step_time_s.0));
     }
     let cost = old.cost.parts().into_iter().zip(new.cost.parts());
-    numbers.extend(cost.map(|((name, old), (_, new))| NumberDiff::seconds(&format!("  {name}"), old, new)));
+    numbers.extend(cost.map(|((name, old), (_, new))| NumberDiff::seconds(name, old, new).part()));
     numbers.push(NumberDiff::bytes("peak memory", old.peak_memory_bytes, new.peak_memory_bytes));
     let memory = old.memory.parts().into_iter().zip(new.memory.parts());
-    numbers.extend(memory.map(|((name, old), (_, new))| NumberDiff::bytes(&format!("  {name}"), old, new)));
+    numbers.extend(memory.map(|((name, old), (_, new))| NumberDiff::bytes(name, old, new).part()));
     let pair = (old.tokens_per_s, new.tokens_per_s);
     numbers.push(NumberDiff::new("tokens per second", pair, |value| count(value as u64)));
     if let (Some(old), Some(new)) = (before.training, after.training) {
@@ -251,7 +265,14 @@ impl Diff {
                     Some(false) => "within the intervals of both",
                     _ => "",
                 };
-                table.row([one.what.clone(), one.before.clone(), one.after.clone(), ratio, clear.to_owned()]);
+                let indent = if one.part { "- " } else { "" };
+                table.row([
+                    format!("{indent}{}", one.what),
+                    one.before.clone(),
+                    one.after.clone(),
+                    ratio,
+                    clear.to_owned(),
+                ]);
             }
             screen.section("Numbers", &table);
         }

@@ -282,7 +282,11 @@ impl Cluster {
             Some((machines, network)) => (machines, Some(network)),
             None => (text, None),
         };
-        let (nics, network) = network.map(|n| parse_network(n, &wrong)).transpose()?.unzip();
+        // A node with one device has one network card; of others, the rate could be a card's or the node's.
+        let alone = machines.split('+').all(|nodes| nodes.split('x').nth(1) == Some("1"));
+        let network =
+            network.map(|n| if alone && !n.contains('x') { format!("1x{n}") } else { n.to_owned() });
+        let (nics, network) = network.map(|n| parse_network(&n, &wrong)).transpose()?.unzip();
         let group = |machines| Ok(NodeGroup { nics, ..parse_nodes(machines, known, own, &wrong)? });
         let nodes = machines.split('+').map(group).collect::<Result<Vec<_>, InputError>>()?;
         let cluster = Self { schema_version: SCHEMA_VERSION, name: text.to_owned(), nodes, network };
@@ -338,8 +342,9 @@ fn parse_nodes(
 
 /// Number of network cards of a node, and their total bandwidth as a link.
 fn parse_network(text: &str, wrong: &dyn Fn(String) -> InputError) -> Result<(u32, Link), InputError> {
-    // One card is not counted.
-    let (nics, rate) = text.split_once('x').unwrap_or(("1", text));
+    let (nics, rate) = text
+        .split_once('x')
+        .ok_or_else(|| wrong(format!("expected <NICs>x<rate> after the `@`, found `{text}`")))?;
     let nics: u32 = nics
         .parse()
         .ok()

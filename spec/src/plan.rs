@@ -363,6 +363,7 @@ impl Plan {
         plan.alternatives.insert(0, first);
         plan.micro_batches = plan.strategy.micro_batches(plan.job.global_batch);
         plan.training = plan.training_of(&plan.estimate);
+        plan.search.gap = plan.estimate.merit(plan.job.objective) / plan.search.lower_bound_s - 1.0;
         plan.collectives.clear();
         plan.codecs.clear();
         (plan.placement, plan.measured, plan.given) = (None, None, None);

@@ -19,7 +19,7 @@ pub struct CompareArgs {
     pub job: JobArgs,
     /// Price of one device for one hour in US dollars, e.g., 2.50; by device: `h100=2.50,b200=4`, or
     /// a TOML file with such lines; used with --tokens
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     pub price: Option<String>,
     /// Sizes of each cluster, in devices: the first size, twice as many, and so on up to the last, e.g., 8..65536
     #[arg(long, value_name = "FROM..TO", value_parser = sizes)]

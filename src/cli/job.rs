@@ -33,7 +33,7 @@ pub struct JobArgs {
     #[arg(long, value_name = "TOKENS", value_parser = quantity::tokens, conflicts_with = "global_batch")]
     pub global_batch_tokens: Option<u64>,
     /// Tokens of the whole training, e.g., 1T: plans then include its days, device hours and cost
-    #[arg(long, value_parser = quantity::tokens)]
+    #[arg(long, allow_hyphen_values = true, value_parser = quantity::tokens)]
     pub tokens: Option<u64>,
     /// Tokens per sequence, e.g., 4096 or 8k, which is 8192 [default: the profile's; without one, required]
     #[arg(long, value_name = "TOKENS", value_parser = quantity::length)]
@@ -109,6 +109,6 @@ pub struct PriceArgs {
     /// Price of one device for one hour in US dollars, e.g., 2.50; used with --tokens
     ///
     /// By device: `h100=2.50,b200=4`, or a TOML file with such lines.
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     pub price: Option<String>,
 }

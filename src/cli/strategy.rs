@@ -133,9 +133,10 @@ impl StrategyArgs {
         match lists.into_iter().find(|(_, values)| values.len() > 1) {
             None => Ok(self.first()),
             Some((flag, values)) => {
-                let problem = "is a list, but `estimate` prices one strategy";
+                let problem =
+                    "is a list, but one strategy is priced: that of `estimate`, or of the file of `--from`";
                 Err(InputError::new(flag, values.join(","), problem)
-                    .hint("give one value, or search these values with `--best` or `autodist plan`"))
+                    .hint("give one value, or search these values with `--best`, or `autodist plan` without `--from`"))
             }
         }
     }

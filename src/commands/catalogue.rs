@@ -279,7 +279,7 @@ impl Figures {
             seq_len: job.seq_len,
             global_batch: job.global_batch,
             dtype: job.precision,
-            assumptions: software.assumptions.clone(),
+            assumptions: software.assumptions.iter().chain(&self.assumptions).cloned().collect(),
             ..TrainingRun::new(model, Arc::clone(machine), ParallelDims::default(), trainer)
         };
         let attention = match (trainer, run.attention) {

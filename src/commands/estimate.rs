@@ -7,7 +7,7 @@ use super::{
 };
 use crate::cli::{EstimateArgs, PriceArgs};
 use crate::failure::Failure;
-use crate::{input, look, output};
+use crate::{input, look, output, price};
 use autodist_planner::{Comparison, MemoryShortfall, PlanError, Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
@@ -62,7 +62,11 @@ fn too_large(args: &EstimateArgs, shortfall: MemoryShortfall) -> Failure {
 
 /// The strategy of a plan document, priced again: by a profile, or as it was made.
 fn of_plan(args: &EstimateArgs, path: &Path) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
-    let given = input::plan(path)?;
+    let mut given = input::plan(path)?;
+    given.job.training_tokens = args.job.tokens.or(given.job.training_tokens);
+    if let Some(text) = &args.price.price {
+        price::set(&mut given.cluster, text, &input::catalogue(&args.figures.catalogue)?)?;
+    }
     let refused = |error| refused(&given.strategy, error);
     let (strategy, stages) = (&given.strategy, Some(given.stages.as_slice()));
     if let Some((figures, software)) =

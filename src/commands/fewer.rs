@@ -109,7 +109,7 @@ impl FewerDevices<'_> {
         let reason = match whole {
             None => {
                 let why = refusal.lines().find(|line| line.contains("strategies:")).unwrap_or(refusal);
-                let why = why.trim_start_matches([' ', '├', '╰', '─']);
+                let why = why.lines().next().unwrap_or_default().trim_start_matches([' ', '├', '╰', '─']);
                 format!("no plan uses all {all} devices ({why}): {} left off", others(all - used))
             }
             Some(whole) => {

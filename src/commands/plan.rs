@@ -25,6 +25,9 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let limit = args.time_limit.map(limit).transpose()?;
     let began = Instant::now();
     let expired = || limit.is_some_and(|limit| began.elapsed() >= limit);
+    if args.price.price.is_some() && args.job.tokens.is_none() && args.job.job.is_none() {
+        output::note("--price has no effect without --tokens: the cost is that of a training");
+    }
     let limits = SearchLimits {
         deadline: Some(&expired),
         top: args.top,

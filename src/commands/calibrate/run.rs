@@ -78,8 +78,8 @@ impl<'a> OwnRun<'a> {
     }
 }
 
-/// How many times as long as predicted a step may take: more is another unit, or another run.
-const MOST: f64 = 20.0;
+/// How many times as long as predicted, or as short, a step may take: more is another unit, or another run.
+const MOST: f64 = 5.0;
 
 /// # Errors
 /// A time that the devices cannot reach, or that is far from any prediction.
@@ -87,7 +87,9 @@ fn plausible(id: &str, plan: &Plan, measured_s: f64) -> Result<(), InputError> {
     let all = Utilisation::of(&plan.model, &plan.job, &plan.cluster, Seconds(measured_s));
     let predicted = plan.estimate.step_time_s;
     let times = measured_s / predicted.0;
-    let problem = if all.contradiction().is_some() {
+    let problem = if times < 1.0 / MOST {
+        format!("is less than a fifth of the predicted {predicted}")
+    } else if all.contradiction().is_some() {
         format!("is faster than the peak of the devices allows: {all}; predicted {predicted}")
     } else if times > MOST {
         format!("is {times:.0} times the predicted {predicted}")
@@ -106,6 +108,14 @@ fn time(id: &str, args: &MeasuredRunArgs, plan: &Plan) -> Result<(f64, Option<St
             let error = InputError::new("--measured", "", "is required: how long did a step take?");
             return Err(error.hint("e.g. `--measured 41.2s`, or `--log train.log`").into());
         };
+        if !(1e-6..=1e6).contains(&measured) {
+            let error = InputError::new(
+                "--measured",
+                measured,
+                "is not the time of a step: expected 1e-6 to 1e6 seconds",
+            );
+            return Err(error.hint("e.g. `--measured 41.2s` or `--measured 412ms`").into());
+        }
         return Ok((measured, None));
     };
     let file = path.display().to_string();
