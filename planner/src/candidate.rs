@@ -53,6 +53,12 @@ pub(crate) enum Outcome {
     Found(Box<Found>),
 }
 
+impl Outcome {
+    fn is_risky(&self) -> bool {
+        matches!(self, Self::Found(found) if found.estimate.is_risky())
+    }
+}
+
 /// How the layers are cut into chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cut {
@@ -314,11 +320,18 @@ impl<'a> Evaluator<'a> {
                 outcomes.push(vec![Outcome::Bounded(bound)]);
                 continue;
             }
+            // More recomputed blocks only help a plan that fits, is fast enough and may run out of memory.
+            let mut risky = true;
             for room in rooms(candidate) {
+                if !std::mem::take(&mut risky) {
+                    break;
+                }
                 match self.candidate_stages(candidate, *cut, *room) {
                     Ok(stages) if seen.contains(&stages) => {}
                     Ok(stages) => {
-                        outcomes.push(self.evaluate_cut(candidate, &stages, threshold));
+                        let found = self.evaluate_cut(candidate, &stages, threshold);
+                        risky = found.iter().any(Outcome::is_risky);
+                        outcomes.push(found);
                         seen.push(stages);
                     }
                     // What fits with the reserve alone need not fit more safely.
