@@ -5,8 +5,8 @@ use crate::ReportInput;
 use crate::figures::{device_memory, front};
 use crate::words::{self, count, percent, plural, share, signed_percent};
 use autodist_spec::{
-    Bytes, CostBreakdown, Estimate, OperationKind, PricedOutcome, PricedPoint, Profile, RunRecord, Seconds,
-    Stream, TimelineEvent, ValidatedRun, Validation,
+    Bytes, CostBreakdown, Estimate, OperationKind, Plan, PricedOutcome, PricedPoint, Profile, RunRecord,
+    Seconds, Stream, TimelineEvent, ValidatedRun, Validation,
 };
 use std::collections::BTreeSet;
 
@@ -270,6 +270,22 @@ pub(crate) fn links(profile: &Profile) -> String {
         fit.alpha_s,
         percent(fit.residual)
     )
+}
+
+/// What the plan costs compared with the fastest layout that fits, and what it saves; if it is the fastest, what the
+/// others are.
+pub(crate) fn choice(plan: &Plan, points: &[PricedPoint]) -> String {
+    let (own, memory) = (plan.estimate.step_time_s, plan.estimate.peak_memory_bytes);
+    let front = front(points);
+    let Some(fastest) = front.first().filter(|first| own > first.step_time_s * (1.0 + 5e-4)) else {
+        return landscape(points);
+    };
+    let slower = percent(own / fastest.step_time_s - 1.0);
+    if memory >= fastest.peak_memory_bytes {
+        return format!("The plan takes {slower} longer than the fastest layout");
+    }
+    let less = fastest.peak_memory_bytes.saturating_sub(memory);
+    format!("The plan takes {slower} longer than the fastest layout, and needs {less} less memory")
 }
 
 /// How many layouts are as good as the fastest, and what half of the memory would cost.

@@ -190,6 +190,7 @@ class Job:
     # What searching needs, and training does not.
     objective: Any = None
     convergence: Any = None
+    training_tokens: Any = None
     allow: Any = None
     given: Any = None
     memory_reserve: float = 0.0

@@ -58,7 +58,7 @@ impl Figure {
     /// What the figure shows, in a sentence with its numbers.
     pub fn finding(self, input: &ReportInput<'_>) -> String {
         match self {
-            Self::Landscape => findings::landscape(&landscape::points(input.plan)),
+            Self::Landscape => findings::choice(input.plan, &landscape::points(input.plan)),
             Self::Cost => findings::cost(&input.plan.estimate),
             Self::Memory => findings::memory(input),
             Self::Timeline => findings::timeline(input),
