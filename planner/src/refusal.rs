@@ -160,9 +160,7 @@ pub(crate) fn infeasible(planner: &Planner, outcome: SearchOutcome) -> Infeasibl
             "raise `--time-limit`, or restrict the search with flags such as `--tp` or with `allow` in the job file".to_owned()
         }
         (Some(shortfall), _) => memory_hint(planner, shortfall),
-        (None, _) => outcome.unpriced_hint.clone().unwrap_or_else(|| {
-            "allow more values in `allow`, or choose a global batch that the number of devices divides".to_owned()
-        }),
+        (None, _) => outcome.unpriced_hint.clone().unwrap_or_else(|| rule_hint(&outcome.rejected).to_owned()),
     };
     Infeasible {
         model: planner.model.name.clone(),
@@ -172,6 +170,22 @@ pub(crate) fn infeasible(planner: &Planner, outcome: SearchOutcome) -> Infeasibl
         closest: outcome.nearest_miss,
         stop_reason: outcome.report.stop_reason,
         hint,
+    }
+}
+
+/// What to do about the rule that most strategies break.
+fn rule_hint(rejected: &[Rejection]) -> &'static str {
+    let most = rejected.iter().max_by_key(|rejection| rejection.count);
+    match most.map(|rejection| rejection.rule.as_str()) {
+        Some(rule) if rule.starts_with("sequence fits") => {
+            "use sequences that the model can have: a shorter `--seq-len`, or another model"
+        }
+        Some(rule) if rule.starts_with("micro-batches") => {
+            "use a lower `--micro-batch`, or a larger `--global-batch`: each data-parallel rank needs whole micro-batches"
+        }
+        _ => {
+            "remove restrictions (flags such as `--tp`, `allow` in the job file), or use a `--global-batch` that more data-parallel degrees divide"
+        }
     }
 }
 
@@ -189,6 +203,10 @@ fn memory_hint(planner: &Planner, shortfall: &MemoryShortfall) -> String {
         remedies.push(match planner.trainer() {
             // The stages of a trainer are not for the job to choose.
             Some(trainer) if trainer != SHARDS_PARAMETERS => {
+                // One device has nobody to share with.
+                if planner.cluster.device_count() == 1 {
+                    return devices_hint(shortfall);
+                }
                 format!("plan for a trainer that shards parameters: `--trainer {SHARDS_PARAMETERS}`")
             }
             _ => "allow `zero_stage = 3`".to_owned(),
@@ -207,12 +225,12 @@ fn memory_hint(planner: &Planner, shortfall: &MemoryShortfall) -> String {
         );
     }
     if remedies.is_empty() {
-        let at_least = shortfall.needs().as_f64() / (1.0 - shortfall.reserve).max(1e-9);
-        remedies.push(format!(
-            "use more devices, or devices with at least {} each",
-            Bytes(at_least.ceil() as u64)
-        ));
-        remedies.push("use shorter sequences".to_owned());
+        return devices_hint(shortfall);
     }
     remedies.join(", or ")
+}
+
+fn devices_hint(shortfall: &MemoryShortfall) -> String {
+    let at_least = Bytes((shortfall.needs().as_f64() / (1.0 - shortfall.reserve).max(1e-9)).ceil() as u64);
+    format!("use more devices, or devices with at least {at_least} each, or use shorter sequences")
 }

@@ -70,6 +70,15 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
         None => (Difference::of_time(&clusters), Difference::of_cost(&clusters)),
         Some(_) => (Vec::new(), Vec::new()),
     };
+    let priced = |one: &ComparedCluster| one.best.as_ref().and_then(|best| best.training?.cost_usd);
+    if clusters.iter().any(|one| priced(one).is_some()) {
+        for one in clusters.iter().filter(|one| one.best.is_some() && priced(one).is_none()) {
+            output::note_once(&format!(
+                "{} has no price, so it is not known which cluster is the cheapest: give `--price {}=…`",
+                one.cluster, one.device
+            ));
+        }
+    }
     let document = ClusterComparison {
         schema_version: SCHEMA_VERSION,
         model: model.name.clone(),

@@ -359,3 +359,32 @@ fn times_that_no_step_takes_do_not_calibrate() {
         assert_eq!(before != after, changes, "{cluster}: {before} {after}");
     }
 }
+
+#[test]
+fn refusals_name_the_way_out() {
+    let folder = tempfile::tempdir().unwrap();
+    for (job, words) in [
+        ("--model llama3-8b --cluster 1x1xh100-80gb-sxm --global-batch 8 --seq-len 4096", "use more devices"),
+        ("--model gpt2 --cluster 1x8xh100-80gb-sxm --global-batch 8 --seq-len 16k", "a shorter `--seq-len`"),
+        (
+            "--model gpt2 --cluster 1x8xh100-80gb-sxm --global-batch 8 --seq-len 1k --micro-batch 16 --all-devices",
+            "a lower `--micro-batch`",
+        ),
+    ] {
+        let run = line(folder.path(), &format!("plan {job}"));
+        assert_eq!(run.code, Some(3), "{job}: {}", run.err);
+        assert!(run.err.contains(words), "{job}: {}", run.err);
+        assert!(!run.err.contains("hint: plan for a trainer"), "{job}: {}", run.err);
+    }
+    // A cluster without a price is named.
+    let compare = "compare 1x8xh100-80gb-sxm 1x8xa100-80gb-sxm --model llama3-8b --global-batch 64 --seq-len 4k --tokens 1B";
+    write(
+        folder.path(),
+        "priced.toml",
+        "schema_version = 1\nname = \"priced\"\n[[nodes]]\ncount = 1\ndevices = 8\ndevice = \"h100-80gb-sxm\"\n\
+         usd_per_device_hour = 2.5\n",
+    );
+    let run = line(folder.path(), &compare.replace("1x8xh100-80gb-sxm", "priced.toml"));
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.err.contains("1x8xa100-80gb-sxm has no price"), "{}", run.err);
+}

@@ -49,6 +49,16 @@ impl LogFormat {
         self.into()
     }
 
+    /// Whether a run of this training framework may have such a log.
+    pub fn may_be_of(self, trainer: &str) -> bool {
+        match self {
+            Self::Megatron | Self::Nemo => trainer.starts_with("megatron") || trainer == "nemo",
+            Self::Torchtitan => trainer == "fsdp2",
+            Self::DeepSpeed => trainer.contains("deepspeed"),
+            Self::Nanotron | Self::Transformers | Self::Trace | Self::Csv | Self::Jsonl => true,
+        }
+    }
+
     /// The words of which one is in every log of this format.
     pub fn marks(self) -> &'static [&'static str] {
         match self {

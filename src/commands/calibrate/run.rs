@@ -7,7 +7,7 @@ use crate::commands::from_trainer::FlagsAndFile;
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::table::TableRow;
-use autodist_analytic::{FreeParameters, StepWork, fit};
+use autodist_analytic::{FreeParameters, StepWork, Trainer, fit};
 use autodist_exporters::logs::{self, LoggedJob, StepTime};
 use autodist_spec::{InputError, Plan, Seconds, Utilisation};
 
@@ -60,7 +60,7 @@ impl<'a> OwnRun<'a> {
                 "{id}: by the prediction this run does not fit in memory, though it ran: see that the configuration is the one that was measured"
             ));
         }
-        let (measured_s, log) = time(id, args, &plan)?;
+        let (measured_s, log) = time(id, args, &plan, asked.software.trainer)?;
         let before_s = plan.estimate.step_time_s.0;
         plausible(id, &plan, measured_s)?;
         let row = row(id, &figures, &asked, &plan, measured_s, middle)?;
@@ -102,7 +102,12 @@ fn plausible(id: &str, plan: &Plan, measured_s: f64) -> Result<(), InputError> {
 }
 
 /// The measured time: given, or from a log.
-fn time(id: &str, args: &MeasuredRunArgs, plan: &Plan) -> Result<(f64, Option<StepTime>), Failure> {
+fn time(
+    id: &str,
+    args: &MeasuredRunArgs,
+    plan: &Plan,
+    asked_trainer: Trainer,
+) -> Result<(f64, Option<StepTime>), Failure> {
     let Some(path) = &args.log else {
         let Some(measured) = args.measured else {
             let error = InputError::new("--measured", "", "is required: how long did a step take?");
@@ -138,6 +143,13 @@ fn time(id: &str, args: &MeasuredRunArgs, plan: &Plan) -> Result<(f64, Option<St
         time.lines
     ));
     log.notes.iter().for_each(|note| output::note(&format!("{id}: {note}")));
+    let own = asked_trainer;
+    if !log.format.may_be_of(own.name()) {
+        output::warn(&format!(
+            "{id}: {file} is a log of {}, but the run is described as one of {own}: see that both are of the same run",
+            log.format.name()
+        ));
+    }
     compare_memory(id, log.memory, plan);
     Ok((time.seconds, Some(time)))
 }
@@ -150,6 +162,14 @@ fn compare_memory(id: &str, memory: logs::PeakMemory, plan: &Plan) {
         said.iter().filter_map(|(name, bytes)| Some(format!("{} {name}", (*bytes)?))).collect();
     if !parts.is_empty() {
         output::note(&format!("{id}: peak memory in the log: {}; predicted {predicted}", parts.join(", ")));
+        let more =
+            said.iter().filter_map(|(_, bytes)| *bytes).max().unwrap_or_default().saturating_sub(predicted);
+        if more.as_f64() > 0.1 * predicted.as_f64() {
+            output::warn(&format!(
+                "{id}: the run needed {more} more than predicted, which the calibration does not correct: plan with that much less \
+                 `--device-memory`"
+            ));
+        }
     }
 }
 
