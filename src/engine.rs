@@ -58,33 +58,35 @@ pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
     Ok(torch)
 }
 
-/// PyTorch's version and its interpreter, for advice: of the given interpreter, or of the one that `--engine torch`
-/// would use.
+/// PyTorch's version and its interpreter, for advice. As for a plan that asks for PyTorch, no interpreter of the working
+/// folder is run unless it is given.
 ///
 /// # Errors
 /// What is missing, and how to get it.
-pub fn find_torch(given: Option<&Path>) -> Result<String, String> {
-    let beside = Path::new(BESIDE);
-    let python = match (given, std::env::var_os("AUTODIST_PYTHON")) {
-        (Some(path), _) => path.to_owned(),
-        (None, Some(path)) => path.into(),
-        (None, None) if beside.exists() => beside.to_owned(),
-        (None, None) => PathBuf::from("python3"),
-    };
+pub fn find_torch(given: Option<&PathBuf>) -> Result<String, String> {
+    let python = interpreter(given, false);
     match Torch::find(&python) {
         Ok(torch) => Ok(format!("{} with {}", torch.version(), python.display())),
+        Err(problem) if given.is_none() && Path::new(BESIDE).exists() => {
+            Err(format!("{}: {problem}; `--python {BESIDE}` looks in this folder", python.display()))
+        }
         Err(problem) => Err(format!("{}: {problem}; install it with `{INSTALL}`", python.display())),
     }
 }
 
+/// The interpreter of the ranks.
+fn python(run: &RunArgs) -> PathBuf {
+    interpreter(run.python.as_ref(), run.engine == Some(Engine::Torch))
+}
+
 /// The given interpreter; that of the working folder's environment only if the command line itself requests
 /// the engine, because a plan may come from an untrusted folder.
-fn python(run: &RunArgs) -> PathBuf {
+fn interpreter(given: Option<&PathBuf>, requested: bool) -> PathBuf {
     let beside = Path::new(BESIDE);
-    match (&run.python, std::env::var_os("AUTODIST_PYTHON")) {
+    match (given, std::env::var_os("AUTODIST_PYTHON")) {
         (Some(path), _) => path.clone(),
         (None, Some(path)) => path.into(),
-        (None, None) if run.engine == Some(Engine::Torch) && beside.exists() => beside.to_owned(),
+        (None, None) if requested && beside.exists() => beside.to_owned(),
         (None, None) => PathBuf::from("python3"),
     }
 }

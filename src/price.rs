@@ -1,9 +1,10 @@
 //! `--price`: what devices cost per hour.
 
+use crate::cli::JobArgs;
 use crate::failure::Failure;
-use crate::input;
+use crate::{input, output};
 use autodist_hardware::Catalogue;
-use autodist_spec::{Check, Cluster, InputError, NodeGroup, catalog, parse};
+use autodist_spec::{Check, Cluster, InputError, NodeGroup, catalog, parse, quantity};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use std::path::Path;
 /// # Errors
 /// Text that is none of these, or names no device of the cluster.
 pub fn set(cluster: &mut Cluster, text: &str, catalogue: &Catalogue) -> Result<(), Failure> {
-    if let Ok(usd) = text.trim().trim_start_matches('$').parse::<f64>() {
+    if let Ok(usd) = quantity::money(text) {
         cluster.nodes.iter_mut().for_each(|group| group.usd_per_device_hour = Some(usd));
     } else {
         let prices = if text.contains('=') { of_list(text, catalogue)? } else { of_file(text)? };
@@ -48,7 +49,7 @@ pub fn set(cluster: &mut Cluster, text: &str, catalogue: &Catalogue) -> Result<(
 fn of_list(text: &str, catalogue: &Catalogue) -> Result<BTreeMap<String, f64>, Failure> {
     let entry = |part: &str| {
         let (name, usd) = part.split_once('=')?;
-        Some((name.trim().to_owned(), usd.trim().trim_start_matches('$').parse().ok()?))
+        Some((name.trim().to_owned(), quantity::money(usd).ok()?))
     };
     let mut list = BTreeMap::new();
     for part in text.split(',') {
@@ -88,4 +89,11 @@ fn wrong(text: &str) -> InputError {
     InputError::new("--price", text, "is not a price").hint(
         "give US dollars for one device and hour: `2.5`, `h100=2.5,b200=4`, or a TOML file with such lines",
     )
+}
+
+/// Says that a price has no effect on a job without the tokens of its training.
+pub fn note_without_tokens(price: Option<&String>, job: &JobArgs) {
+    if price.is_some() && job.tokens.is_none() && job.job.is_none() {
+        output::note("--price has no effect without --tokens: it is for the cost of a whole training");
+    }
 }

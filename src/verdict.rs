@@ -135,7 +135,7 @@ fn steps_to_loss(objective: Objective, run: &ValidatedRun) -> f64 {
     }
 }
 
-/// The order of runs: a lossy plan whose cost in steps nobody has measured stands below those that have none, or
+/// The order of runs: a lossy plan whose cost in steps has not been measured comes after those that have none, or
 /// one that is known.
 pub fn order(objective: Objective, a: &ValidatedRun, b: &ValidatedRun) -> std::cmp::Ordering {
     let unverified = |run: &ValidatedRun| run.predicted.is_unverified();

@@ -44,7 +44,7 @@ pub struct Calibration {
     pub parameters: BTreeMap<String, f64>,
 }
 
-/// What the runs of a calibration are of: it says nothing of the error on other devices or of other trainers.
+/// The user's runs to which a calibration was fitted. Its error bar holds for these devices, trainers and precisions only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OwnRuns {
@@ -120,8 +120,8 @@ impl Calibration {
         (bar, words)
     }
 
-    /// Whether a run is like those of the calibration: one of own runs says nothing of other devices, trainers and
-    /// precisions, which keep the shipped efficiencies.
+    /// Whether the calibration is used for a run. A calibration by the user's own runs is used for their devices,
+    /// trainers and precisions only; all others keep the shipped efficiencies.
     pub fn applies_to(&self, run: &TrainingRun) -> bool {
         self.own.as_ref().is_none_or(|own| own.cover(run))
     }

@@ -46,7 +46,7 @@ impl Machines {
 }
 
 /// `word` quoted as a single word of a shell command line.
-pub(crate) fn quoted(word: &str) -> String {
+pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-.,/:=".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
@@ -113,5 +113,16 @@ impl Script {
         }
         self.0 += " \\\n    \"$@\"\n";
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn names_of_files_are_one_word_of_a_shell() {
+        assert_eq!(quoted("out/plan.json"), "out/plan.json");
+        assert_eq!(quoted("my plan's.json"), "'my plan'\\''s.json'");
     }
 }

@@ -31,7 +31,7 @@ mod unsupported;
 
 pub use document::Document;
 pub use import::{Imported, import, import_with};
-pub use launch::Machines;
+pub use launch::{Machines, quoted};
 pub use row::{FieldMapping, Note, Otherwise, UnsupportedField};
 pub use settings::{CommandLine, Field, Settings};
 pub use unsupported::OtherKeys;

@@ -75,7 +75,9 @@ impl Catalogue {
         if let Some(network) = network {
             text += &format!("@{network}");
         } else if groups.iter().map(|group| group.nodes).sum::<u32>() > 1 {
-            let Some((nics, rate, node, said)) = self.network(&groups) else { return Ok(as_is()) };
+            let Some((nics, rate, node, said)) = self.network(&groups) else {
+                return Ok(WrittenCluster { text, notes, assumptions, latency });
+            };
             let gigabits = rate * 8.0 / 1e9;
             text += &format!("@{nics}x{gigabits}gbps");
             if said {

@@ -1,4 +1,4 @@
-//! Which of the plans that were found is recommended, and why the others stand below it.
+//! Which of the plans that were found is recommended, and why the others rank below it.
 //!
 //! The recommended plan is the fastest one that can be trusted, or a simpler one that is as fast:
 //! 1. A lossy plan whose cost in steps is only a prior is never recommended: it is an option, to be verified.

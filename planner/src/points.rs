@@ -6,7 +6,7 @@ use crate::space::Candidate;
 use autodist_spec::strategy::label;
 use autodist_spec::{Bytes, PricedOutcome, PricedPoint, Seconds};
 
-/// Layouts slower than the fastest by more than this factor say nothing about the choice.
+/// Layouts that are slower than the fastest by more than this factor are left out.
 const IN_SIGHT: f64 = 4.0;
 
 /// What a search has looked at so far.

@@ -199,14 +199,11 @@ fn memory_hint(planner: &Planner, shortfall: &MemoryShortfall) -> String {
     if !allow.recompute.contains(&Recompute::Full) {
         remedies.push("allow `recompute = \"full\"`".to_owned());
     }
-    if !allow.zero_stage.contains(&3) {
+    // A single device cannot shard.
+    if !allow.zero_stage.contains(&3) && planner.cluster.device_count() > 1 {
         remedies.push(match planner.trainer() {
             // The stages of a trainer are not for the job to choose.
             Some(trainer) if trainer != SHARDS_PARAMETERS => {
-                // One device has nobody to share with.
-                if planner.cluster.device_count() == 1 {
-                    return devices_hint(shortfall);
-                }
                 format!("plan for a trainer that shards parameters: `--trainer {SHARDS_PARAMETERS}`")
             }
             _ => "allow `zero_stage = 3`".to_owned(),

@@ -2,8 +2,11 @@
 //!
 //! For every set of few settings, a search of its own leaves these open and keeps the others as they are given.
 
+use crate::choice::TIE;
 use crate::{Planner, SearchLimits};
-use autodist_spec::{Change, Estimate, Job, ParallelStrategy, Recompute, Setting, Stage, Variant};
+use autodist_spec::{
+    Change, Estimate, Job, ParallelStrategy, Recompute, ScheduleKind, Seconds, Setting, Stage, Variant,
+};
 use itertools::Itertools;
 use std::collections::BTreeSet;
 
@@ -17,9 +20,6 @@ const KEPT: usize = 3;
 /// shard group with the tensor-parallel degree.
 const SEARCHED: usize = 12;
 
-/// Faster by less than this is not worth a change.
-const WORTH: f64 = 0.01;
-
 impl Planner<'_> {
     /// Strategies that differ from a given one in as few settings as possible. If it does not fit (`fits`), those
     /// that do, of the smallest number of changes that is enough; if it does, those that are faster, of one and
@@ -29,8 +29,7 @@ impl Planner<'_> {
         let settings: Vec<Setting> =
             Setting::ALL.iter().copied().filter(|setting| *setting != Setting::Communication).collect();
         let mut kept: Vec<Variant> = Vec::new();
-        let mut fastest =
-            if fits { estimate.step_time_s * (1.0 - WORTH) } else { autodist_spec::Seconds(f64::INFINITY) };
+        let mut fastest = if fits { estimate.step_time_s * (1.0 - TIE) } else { Seconds(f64::INFINITY) };
         let most = if fits { MOST_CHANGES - 1 } else { MOST_CHANGES };
         for count in 1..=most {
             let mut known = BTreeSet::new();
@@ -45,7 +44,7 @@ impl Planner<'_> {
             found.sort_by(|one, other| one.estimate.step_time_s.0.total_cmp(&other.estimate.step_time_s.0));
             found.truncate(KEPT);
             if let Some(best) = found.first() {
-                fastest = best.estimate.step_time_s * (1.0 - WORTH);
+                fastest = best.estimate.step_time_s * (1.0 - TIE);
             }
             kept.extend(found);
             if !fits && !kept.is_empty() {
@@ -63,7 +62,7 @@ impl Planner<'_> {
         stages: &[Stage],
         variant: Variant,
     ) -> Option<Variant> {
-        let Variant { changes, strategy, stages: own, estimate } = variant;
+        let (strategy, own) = (&variant.strategy, &variant.stages);
         let chunks = strategy.chunks();
         let cut = if chunks == given.chunks() {
             ends(stages)
@@ -72,10 +71,10 @@ impl Planner<'_> {
             let inner = (1..chunks).map(|chunk| (1 + chunk * each) as usize);
             inner.chain([self.model.chain_len()]).collect()
         } else {
-            return Some(Variant { changes, strategy, stages: own, estimate });
+            return Some(variant);
         };
-        if ends(&own) == cut {
-            return Some(Variant { changes, strategy, stages: own, estimate });
+        if ends(own) == cut {
+            return Some(variant);
         }
         let policies: Vec<Recompute> = own.iter().flat_map(|stage| stage.recompute.clone()).collect();
         let mut first = 0;
@@ -89,10 +88,8 @@ impl Planner<'_> {
             stage
         });
         let same: Vec<Stage> = same.collect();
-        match self.priced(&strategy, Some(&same)) {
-            Ok((plan, None)) => {
-                Some(Variant { changes, strategy, stages: plan.stages, estimate: plan.estimate })
-            }
+        match self.priced(strategy, Some(&same)) {
+            Ok((plan, None)) => Some(Variant { stages: plan.stages, estimate: plan.estimate, ..variant }),
             _ => None,
         }
     }
@@ -155,7 +152,7 @@ fn restricted(job: &Job, given: &ParallelStrategy, open: &[Setting]) -> Option<J
             allow.virtual_stages = Some(vec![given.virtual_stages]);
         } else {
             // A new pipeline has the plainest order.
-            allow.schedule.retain(|schedule| *schedule == autodist_spec::ScheduleKind::OneFOneB);
+            allow.schedule.retain(|schedule| *schedule == ScheduleKind::OneFOneB);
             allow.virtual_stages = Some(vec![1]);
         }
     }

@@ -125,10 +125,9 @@ def load(path: str | PathLike[str]) -> Plan:
         OSError: the file cannot be read.
         Failed: it is not a plan document.
     """
-    text = Path(path).read_text(encoding="utf-8")
     try:
-        raw = json.loads(text)
-    except json.JSONDecodeError as error:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
         raise Failed(f"{path}: not JSON: {error}", "make it with `autodist.plan` or `autodist plan -o`") from error
     return Plan.of(raw)
 

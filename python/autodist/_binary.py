@@ -61,7 +61,7 @@ def find() -> Path:
         return Path(on_path)
     raise Failed(
         "the command `autodist` is not installed",
-        "install the wheel for this platform (`pip install autodist`), or build the command with `cargo install --path .` "
+        "install the wheel for this platform (docs/python.md), or build the command with `cargo install --path .` "
         "in its repository; AUTODIST_BINARY may name it",
     )
 
@@ -88,7 +88,7 @@ def run(arguments: Sequence[str], *, accept: frozenset[int] = frozenset()) -> Ou
             env=environment,
         )
     except OSError as error:
-        raise Failed(f"cannot start {binary}: {error}", "reinstall it: `pip install --force-reinstall autodist`") from error
+        raise Failed(f"cannot start {binary}: {error}", "install the wheel again (docs/python.md)") from error
     try:
         text, said = child.communicate()
     except BaseException:

@@ -26,7 +26,7 @@ class Best:
     peak_memory_bytes: int
     training: Training | None
     error_bar_of: str
-    """What the interval of the step time stands on."""
+    """The runs whose error the interval of the step time is."""
     raw: Json = field(repr=False)
 
     @classmethod

@@ -174,7 +174,7 @@ class Candidate:
     provenance: str
     """The least trusted source of a number in it: measured, interpolated, modelled, extrapolated or assumed."""
     reason: str
-    """Why it is slower; empty for the plan's own."""
+    """How it compares with the plan; empty for the plan's own."""
     raw: Json = field(repr=False)
 
     @classmethod
@@ -387,7 +387,7 @@ def check_version(raw: Any, what: str) -> None:
     if version != _VERSION:
         raise Failed(
             f"not a {what} document: `schema_version` is {version!r}, expected {_VERSION}",
-            "use a command and a package of the same release: `pip install --upgrade autodist`",
+            "use a command and a package of the same release: install the wheel again (docs/python.md)",
         )
 
 

@@ -68,7 +68,7 @@ def test_a_missing_command_says_how_to_install_it(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("sysconfig.get_path", lambda *_: str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(autodist.Failed, match="pip install autodist"):
+    with pytest.raises(autodist.Failed, match="install the wheel"):
         autodist.plan(**JOB)
 
 

@@ -80,7 +80,7 @@ fn strategy(plan: &Plan) -> Rich {
     text
 }
 
-/// The step time with its error bar and what that stands on, and the rate.
+/// The step time with its error bar and the basis of that, and the rate.
 fn time(plan: &Plan) -> Rich {
     let estimate = &plan.estimate;
     let mut text =
@@ -90,7 +90,7 @@ fn time(plan: &Plan) -> Rich {
     text
 }
 
-/// What the error bar stands on, in a clause.
+/// The basis of the error bar, in a clause.
 fn bar_of(plan: &Plan) -> String {
     let worst = match plan.estimate.provenance {
         worst @ (Provenance::Extrapolated | Provenance::Assumed) => format!(", in part {worst}"),

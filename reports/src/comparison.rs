@@ -36,7 +36,7 @@ pub fn text(comparison: &ClusterComparison, sizes: bool, view: &TerminalView) ->
     );
     if sizes {
         for curve in comparison.clusters.chunk_by(|one, next| one.devices < next.devices) {
-            screen.section(&curve[0].device, &table(curve, true));
+            screen.section(&name(comparison, &curve[0]), &table(curve, true));
         }
     } else {
         screen.blank();
@@ -64,7 +64,7 @@ fn differences(screen: &mut Screen, list: &[Difference], [label, verb, much, bet
     }
 }
 
-/// What the error bars stand on, once if they stand on the same.
+/// The basis of the error bars, once if it is the same.
 fn bars(screen: &mut Screen, comparison: &ClusterComparison) {
     let of = |one: &BestOn| {
         let bar = percent(one.step_time_spread_s / one.step_time_s);
@@ -110,12 +110,19 @@ fn growth(screen: &mut Screen, comparison: &ClusterComparison) {
     }
 }
 
-/// The sizes of each kind of cluster that have a plan, by the name of its device. Sizes of one cluster rise.
+/// The device of a cluster whose sizes are compared, or the cluster where another one has the same device.
+fn name(comparison: &ClusterComparison, first: &ComparedCluster) -> String {
+    let curves = comparison.clusters.chunk_by(|one, next| one.devices < next.devices);
+    let alike = curves.filter(|curve| curve[0].device == first.device).count();
+    if alike > 1 { first.cluster.clone() } else { first.device.clone() }
+}
+
+/// The sizes of each kind of cluster that have a plan, with its name. Sizes of one cluster rise.
 pub(crate) fn curves(comparison: &ClusterComparison) -> Vec<(String, Vec<(u32, &BestOn)>)> {
     let mut curves = Vec::new();
     for curve in comparison.clusters.chunk_by(|one, next| one.devices < next.devices) {
         let sizes = curve.iter().filter_map(|one| Some((one.devices, one.best.as_ref()?))).collect();
-        curves.push((curve[0].device.clone(), sizes));
+        curves.push((name(comparison, &curve[0]), sizes));
     }
     curves
 }

@@ -2,6 +2,7 @@
 //! its numbers.
 
 use crate::ReportInput;
+use crate::figures::OPERATIONS;
 use crate::figures::{device_memory, front};
 use crate::words::{self, count, percent, plural, share, signed_percent};
 use autodist_spec::{
@@ -104,7 +105,7 @@ pub(crate) fn memory(input: &ReportInput<'_>) -> String {
     });
     let Some(device) = device_memory(input.plan) else { return format!("The peak is {total}; {part}") };
     let used = share(total.as_f64(), device.as_f64());
-    if !input.plan.fits || total > device {
+    if !input.plan.fits {
         return format!("{total} do not fit into {device}; {part}");
     }
     let left = device.saturating_sub(total);
@@ -134,17 +135,8 @@ pub(crate) fn timeline(input: &ReportInput<'_>) -> String {
         if micro_batches < input.plan.micro_batches {
             return "One step as it was measured, beside the beginning of the predicted one".to_owned();
         }
-        let kinds = [
-            OperationKind::Forward,
-            OperationKind::Backward,
-            OperationKind::Receive,
-            OperationKind::Send,
-            OperationKind::Reduce,
-            OperationKind::Gather,
-            OperationKind::Optimizer,
-        ];
         let differences =
-            kinds.map(|kind| (words::operation(kind), per_kind(events, kind), per_kind(measured, kind)));
+            OPERATIONS.map(|kind| (words::operation(kind), per_kind(events, kind), per_kind(measured, kind)));
         let off = |one: &(&str, Seconds, Seconds)| (one.2 - one.1).0.abs();
         let most = differences.into_iter().max_by(|a, b| off(a).total_cmp(&off(b)));
         let step = input.plan.estimate.step_time_s;

@@ -21,7 +21,7 @@ const ASSUMPTION: usize = 2 * (TerminalView::USUAL - LABEL);
 pub fn plan_summary(plan: &Plan, file: Option<&Path>, view: &TerminalView) -> String {
     let mut screen = Screen::new(view);
     screen.lines(answer::of_plan(plan, file, view.verbose));
-    what_it_stands_on(&mut screen, plan, view);
+    basis(&mut screen, plan, view);
     if let Some(given) = &plan.given {
         screen.section(changes::title(given), &changes::table(plan, given));
     }
@@ -40,7 +40,7 @@ pub fn plan_summary(plan: &Plan, file: Option<&Path>, view: &TerminalView) -> St
 }
 
 /// Rates, warnings and assumptions; what is longer than two lines is for verbose views.
-fn what_it_stands_on(screen: &mut Screen, plan: &Plan, view: &TerminalView) {
+fn basis(screen: &mut Screen, plan: &Plan, view: &TerminalView) {
     let estimate = &plan.estimate;
     if let Some(kinds) = words::kinds_of_blocks(&plan.model) {
         screen.line("blocks", kinds);

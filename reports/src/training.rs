@@ -49,8 +49,7 @@ pub fn tokens(number: u64) -> String {
 
 /// `186 ± 37 days`, in the largest unit of which it is at least two.
 pub fn time(time: Seconds, spread: Seconds) -> String {
-    let units = [(86_400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds")];
-    let (unit, name) = units.into_iter().find(|(unit, _)| time.0 >= 2.0 * unit).unwrap_or((1.0, "seconds"));
+    let (unit, name) = unit_of(time);
     format!(
         "{} ± {} {name}",
         rounded(time / Seconds(unit)),

@@ -282,7 +282,8 @@ pub(crate) fn objective(plan: &Plan) -> Option<String> {
             }
         )),
         Objective::StepTime if lossy => Some(
-            "step time alone, whatever lossy codecs cost in steps; unverified ones are not chosen".to_owned(),
+            "step time alone, without the cost of lossy codecs in steps; unverified ones are not chosen"
+                .to_owned(),
         ),
         Objective::StepTime => None,
     }

@@ -53,7 +53,7 @@ pub struct BestOn {
     pub peak_memory_bytes: Bytes,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub training: Option<Training>,
-    /// What the interval of the step time stands on.
+    /// The runs whose error the interval of the step time is.
     pub error_bar_of: String,
 }
 

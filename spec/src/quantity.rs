@@ -268,7 +268,7 @@ pub fn seconds(text: &str) -> Result<f64, NotAQuantity> {
     Ok(total)
 }
 
-/// An amount of money: `2.50`, `$2.50`, `2.50 USD`, `2.50/h`. The currency is the user's own; it is not converted.
+/// A price in US dollars per hour: `2.50`, `$2.50`, `2.50 USD`, `2.50/h`.
 pub fn money(text: &str) -> Result<f64, NotAQuantity> {
     let wrong = |problem: &str| NotAQuantity {
         problem: problem.to_owned(),
@@ -279,7 +279,10 @@ pub fn money(text: &str) -> Result<f64, NotAQuantity> {
     for per in ["/h", "/hour", "/hr", "per hour"] {
         rest = rest.strip_suffix(per).unwrap_or(rest).trim_end();
     }
-    let signs = ["$", "€", "£", "usd", "eur", "gbp"];
+    if ["€", "£", "¥", "eur", "gbp", "cny", "jpy"].iter().any(|sign| rest.contains(sign)) {
+        return Err(wrong("is not in US dollars"));
+    }
+    let signs = ["$", "usd"];
     rest = signs.iter().find_map(|sign| rest.strip_prefix(sign)).unwrap_or(rest).trim();
     rest = signs.iter().find_map(|sign| rest.strip_suffix(sign)).unwrap_or(rest).trim();
     if rest.contains(',') {
@@ -325,6 +328,7 @@ fn of_field(key: &str, value: &mut serde_json::Value, path: &str) -> Result<(), 
     let Value::String(text) = value else { return Ok(()) };
     let read: Result<Value, NotAQuantity> = match key {
         "training_tokens" => tokens(text).map(Value::from),
+        "usd_per_device_hour" => money(text).map(Value::from),
         "global_batch" | "seq_len" | "max_seq_len" | "micro_batch" => length(text).map(Value::from),
         "warmup_steps" | "total_steps" => count(text).map(Value::from),
         "min_steps" => count(text).map(|steps| Value::from(f64::from(steps))),
@@ -490,10 +494,10 @@ mod tests {
 
     #[test]
     fn money_and_rates_are_read_or_refused() {
-        for text in ["2.50", "$2.50", "2.5", "2.50 USD", "2.50/h", "$2.50/hour", "2.50€"] {
+        for text in ["2.50", "$2.50", "2.5", "2.50 USD", "2.50/h", "$2.50/hour"] {
             assert_eq!(money(text), Ok(2.5), "{text}");
         }
-        for wrong in ["", "$", "2,50", "cheap", "-1", "2.5k"] {
+        for wrong in ["", "$", "2,50", "cheap", "-1", "2.5k", "2.50€", "2.50 EUR"] {
             assert!(money(wrong).is_err(), "{wrong}");
         }
         for (text, expected) in [

@@ -119,7 +119,7 @@ impl Change {
     }
 }
 
-/// A strategy that someone gave, beside the plan that the search found.
+/// A strategy that the user gave, compared with the plan that the search found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GivenStrategy {

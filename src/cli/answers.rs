@@ -67,7 +67,7 @@ pub struct DoctorArgs {
     pub model: Option<String>,
     #[command(flatten)]
     pub job: JobArgs,
-    /// Python interpreter to look for PyTorch in [default: AUTODIST_PYTHON, else .venv/bin/python, else python3]
+    /// Python interpreter to look for PyTorch in [default: AUTODIST_PYTHON, else python3]
     #[arg(long, value_name = "PATH")]
     pub python: Option<PathBuf>,
     /// Print one JSON document (docs/json.md) instead of text

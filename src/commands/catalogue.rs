@@ -106,6 +106,7 @@ impl Figures {
         let (mut whole, mut assumptions) = (self.cluster.clone(), self.assumptions.clone());
         if let ([group], None) = (whole.nodes.as_slice(), &whole.network)
             && group.uplink.is_none()
+            && devices > group.devices
         {
             // Several nodes have the network that is usual for them.
             let two = format!("2x{}x{}", group.devices, group.device.name);
@@ -332,8 +333,9 @@ impl Figures {
             let parameters = if applies { &self.parameters } else { FreeParameters::shipped() };
             if !applies {
                 let (device, trainer) = (&run.machine.device_name, run.trainer.name());
+                let what = if run.block.experts.is_some() { " of a model with experts" } else { "" };
                 output::note_once(&format!(
-                    "the calibration has no run on {device} with {trainer} in {}: the shipped efficiencies are used for it",
+                    "the calibration has no run{what} on {device} with {trainer} in {}: the shipped efficiencies are used for it",
                     run.dtype
                 ));
             }

@@ -5,7 +5,7 @@ use super::{check_experts, plan};
 use crate::cli::{CompareArgs, PriceArgs};
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::{input, look, output};
+use crate::{input, look, output, price};
 use autodist_planner::SearchLimits;
 use autodist_reports::comparison;
 use autodist_spec::{
@@ -22,11 +22,11 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
     }
     let model = input::model(&args.model)?;
     check_experts(&model, &args.strategy.ep)?;
-    let price = PriceArgs { profile: None, cluster: None, device_memory: None, price: args.price.clone() };
+    let prices = PriceArgs { profile: None, cluster: None, device_memory: None, price: args.price.clone() };
     let given: Vec<Figures> = args
         .clusters
         .iter()
-        .map(|text| Figures::of(text, &args.figures, &price))
+        .map(|text| Figures::of(text, &args.figures, &prices))
         .collect::<Result<_, _>>()?;
     let mut all: Vec<Figures> = Vec::new();
     for figures in given {
@@ -44,9 +44,7 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
     if args.trainer.is_none() {
         output::note(&format!("assumed: trainer {}: --trainer not given", software.trainer));
     }
-    if args.price.is_some() && args.job.tokens.is_none() {
-        output::note("--price has no effect without --tokens: the cost is that of a training");
-    }
+    price::note_without_tokens(args.price.as_ref(), &args.job);
     let mut progress = Progress::new("compare");
     let mut clusters = Vec::new();
     let mut job = None;
@@ -113,13 +111,8 @@ fn best_on(
     let mut job = input::job(&args.job, None, None, Some(figures.precision_for(&args.job)?))?;
     let limits = SearchLimits { top: 1, ..SearchLimits::default() };
     // Degrees that do not divide one size of a cluster may divide another.
-    let plan = match input::narrow(&mut job, &args.strategy, figures.cluster.device_count()) {
-        Err(failure) if args.scale.is_some() => Err(failure),
-        narrowed => {
-            narrowed?;
-            plan::fastest(figures, model, job.clone(), software, limits)
-        }
-    };
+    let plan = input::narrow(&mut job, &args.strategy, figures.cluster.device_count())
+        .and_then(|()| plan::fastest(figures, model, job.clone(), software, limits));
     let compared = match plan {
         Ok(plan) => ComparedCluster::of(&figures.cluster, Ok(&plan)),
         Err(Failure::Infeasible(why)) => ComparedCluster::of(&figures.cluster, Err(why)),

@@ -77,7 +77,7 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
         (State::Note, format!("ranks get none: measured times include other load ({advice})"))
     };
     say("priority", state, text);
-    let (state, text) = match engine::find_torch(args.python.as_deref()) {
+    let (state, text) = match engine::find_torch(args.python.as_ref()) {
         Ok(text) => (State::Ok, text),
         Err(why) => (State::Note, format!("not usable: {why}; only `--engine torch` needs it")),
     };

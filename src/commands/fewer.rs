@@ -42,11 +42,17 @@ impl FewerDevices<'_> {
         if whole.is_err() && self.all_devices {
             return whole;
         }
-        let found = self.parts(whole.as_ref().ok(), plan);
+        let mut found = self.parts(whole.as_ref().ok(), plan);
+        // A plan that can be trusted is not replaced by one that cannot.
+        let doubtful = |plan: &Plan| plan.estimate.is_risky() || plan.estimate.is_unverified();
+        if whole.as_ref().is_ok_and(|whole| !doubtful(whole)) {
+            found.retain(|part| !doubtful(part));
+        }
         let least = found.iter().chain(whole.as_ref().ok()).map(merit).fold(f64::INFINITY, f64::min);
-        // The fewest devices of those that are as fast.
-        let fewest =
-            found.iter().filter(|part| merit(part) <= least * (1.0 + TIE)).min_by_key(|part| devices(part));
+        // The fewest devices of those that are as fast, and of equally many the fastest.
+        let fast = found.iter().filter(|part| merit(part) <= least * (1.0 + TIE));
+        let fewest = fast
+            .min_by(|one, other| devices(one).cmp(&devices(other)).then(merit(one).total_cmp(&merit(other))));
         let mut whole = match (whole, fewest) {
             (Err(refusal), None) => return Err(refusal),
             (Err(refusal), Some(part)) => return Ok(self.instead(part.clone(), None, &refusal.to_string())),

@@ -1,6 +1,7 @@
 //! The commands that go on from a plan document, for the reader of a report.
 
 use crate::engine;
+use autodist_exporters::quoted;
 use autodist_exporters::{Options, Target, export};
 use autodist_reports::NextCommand;
 use autodist_spec::{Engine, Plan};
@@ -55,25 +56,5 @@ fn exported_as(trainer: &str) -> Option<Target> {
         "fsdp" => Some(Target::Accelerate),
         "deepspeed" => Some(Target::DeepSpeed),
         _ => None,
-    }
-}
-
-/// A word of a shell's command line.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.,/:=".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::quoted;
-
-    #[test]
-    fn names_of_files_are_one_word_of_a_shell() {
-        assert_eq!(quoted("out/plan.json"), "out/plan.json");
-        assert_eq!(quoted("my plan's.json"), "'my plan'\\''s.json'");
     }
 }

@@ -8,7 +8,7 @@ use super::from_trainer::FlagsAndFile;
 use super::{Prices, check_own_engines, check_prices, orders, without_profile};
 use crate::cli::{PlanArgs, StrategyArgs};
 use crate::failure::Failure;
-use crate::{devices, engine, input, look, output};
+use crate::{devices, engine, input, look, output, price};
 use autodist_analytic::software;
 use autodist_planner::{MemoryShortfall, PlanError, Planner, SearchLimits};
 use autodist_reports::terminal;
@@ -25,9 +25,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let limit = args.time_limit.map(limit).transpose()?;
     let began = Instant::now();
     let expired = || limit.is_some_and(|limit| began.elapsed() >= limit);
-    if args.price.price.is_some() && args.job.tokens.is_none() && args.job.job.is_none() {
-        output::note("--price has no effect without --tokens: the cost is that of a training");
-    }
+    price::note_without_tokens(args.price.price.as_ref(), &args.job);
     let limits = SearchLimits {
         deadline: Some(&expired),
         top: args.top,
@@ -66,7 +64,7 @@ fn of_profile(args: &PlanArgs, limits: SearchLimits) -> Result<Plan, Failure> {
     engine::leave_out(prices.profile.environment.engine, &mut job);
     let planner = super::planner(model, &prices.cluster, &job, &prices.profile).limits(limits);
     let variants = planner.variants((&given.strategy, &given.stages, &given.estimate), shortfall.is_none());
-    beside(search(&StrategyArgs::default(), true), given, shortfall, variants, &args.from[1])
+    with_given(search(&StrategyArgs::default(), true), given, shortfall, variants, &args.from[1])
 }
 
 /// The fastest plan of the space that a job, the flags and the engine of a profile have in common.
@@ -116,11 +114,11 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
     let planner =
         Planner::of_catalogue(&asked.model, &figures.cluster, &job, costs, &reference).limits(limits);
     let variants = planner.variants((&given.strategy, &given.stages, &given.estimate), shortfall.is_none());
-    beside(search(asked.job.clone()), given, shortfall, variants, &args.from[1])
+    with_given(search(asked.job.clone()), given, shortfall, variants, &args.from[1])
 }
 
 /// The best plan, with the strategy of a trainer's file and the smallest changes to it.
-fn beside(
+fn with_given(
     best: Result<Plan, Failure>,
     given: Plan,
     shortfall: Option<MemoryShortfall>,
@@ -171,7 +169,13 @@ pub fn fastest_part(
     search.choose(whole, |part, limits| {
         let figures = figures.part(part);
         let (costs, reference) = figures.costs(model, &job, software);
-        Planner::of_catalogue(model, &figures.cluster, &job, costs, &reference).limits(limits).plan()
+        let planner = Planner::of_catalogue(model, &figures.cluster, &job, costs, &reference);
+        let mut plan = planner.limits(limits).plan()?;
+        // One node has no network.
+        if figures.cluster.node_count() > 1 {
+            plan.assume(figures.assumptions);
+        }
+        Ok(plan)
     })
 }
 
@@ -192,9 +196,7 @@ pub fn fastest(
         Planner::of_catalogue(model, &figures.cluster, &job, costs, &reference).limits(limits).plan()
     };
     let mut plan = orders::search(figures, limits, plan)?;
-    if !figures.assumptions.is_empty() {
-        plan.assume(figures.assumptions.clone());
-    }
+    plan.assume(figures.assumptions.clone());
     Ok(plan)
 }
 

@@ -49,7 +49,9 @@ fn tokens_and_a_price_give_days_device_hours_and_money() {
     }
     for (price, words) in [
         ("cheap", "is not a price"),
-        ("-1", "must be a price in US dollars"),
+        ("-1", "is not a price"),
+        ("2.50EUR", "is not a price"),
+        ("2000000", "must be a price in US dollars"),
         ("v100-32gb-sxm=2", "the cluster has h100-80gb-sxm"),
         ("absent.toml", "absent.toml"),
         ("h100=2,h100=3", "two prices"),

@@ -84,11 +84,20 @@ fn parts(line: &Line, log: &mut TrainerLog) -> Result<(), InputError> {
     for names in [["| fwd:", "| forward:"], ["| bwd:", "| backward:"], ["| step:", "| optimizer_step:"]] {
         for name in names {
             // Versions that do not time a part write zero.
-            if line.word(name).is_some_and(|word| word.trim_matches(['0', '.']).is_empty()) {
+            if line
+                .word(name)
+                .is_some_and(|word| !word.is_empty() && word.trim_matches(['0', '.']).is_empty())
+            {
                 continue;
             }
-            if let Found::Number(seconds) = line.seconds(name, 1e-3)? {
-                total += seconds;
+            match line.seconds(name, 1e-3)? {
+                Found::Number(seconds) => total += seconds,
+                // A part alone is not the time of a step.
+                Found::Unreadable => {
+                    log.unreadable += 1;
+                    return Ok(());
+                }
+                Found::Missing => {}
             }
         }
     }

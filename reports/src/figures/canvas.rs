@@ -168,6 +168,13 @@ pub(crate) fn legend<DB: DrawingBackend>(
     Ok(y + 20)
 }
 
+/// A chart with two axes that have descriptions.
+pub(crate) fn plot<'a, DB: DrawingBackend>(area: &'a Area<DB>) -> ChartBuilder<'a, 'a, DB> {
+    let mut chart = ChartBuilder::on(area);
+    chart.margin_top(12).margin_right(34).margin_left(20).x_label_area_size(58).y_label_area_size(92);
+    chart
+}
+
 /// Axes with a light grid. An empty description leaves that axis without ticks.
 pub(crate) fn mesh<DB, X, Y>(
     chart: &mut ChartContext<'_, DB, Cartesian2d<X, Y>>,

@@ -4,6 +4,7 @@
 use super::canvas::{Area, Drawn, Hotspot, SMALL, Scale, Side, legend, local, mesh, text, tick};
 use super::palette;
 use crate::ReportInput;
+use crate::words;
 use autodist_spec::strategy::label;
 use autodist_spec::{Bytes, Plan, PricedOutcome, PricedPoint, Seconds};
 use plotters::prelude::*;
@@ -58,9 +59,9 @@ pub(super) fn applies(plan: &Plan) -> bool {
     points(plan).len() > 2
 }
 
-/// The memory of the smallest device.
+/// The memory of the device with the peak.
 pub(crate) fn device_memory(plan: &Plan) -> Option<Bytes> {
-    plan.cluster.nodes.iter().map(|group| group.device.memory_bytes).min()
+    words::fullest_device(plan).map(|device| device.memory_bytes)
 }
 
 /// The part of it that plans may use.
@@ -134,7 +135,8 @@ pub(super) fn draw<DB: DrawingBackend>(area: &Area<DB>, input: &ReportInput<'_>)
         let name = if limit <= largest {
             let line = [(x.start, at), (x.end, at)];
             chart.draw_series(LineSeries::new(line, palette::LIMIT.stroke_width(2)))?;
-            format!("{limit} of {device} may be used: nothing above this line fits")
+            let fits = if plan.cluster.homogeneous() { ": nothing above this line fits" } else { "" };
+            format!("{limit} of {device} may be used{fits}")
         } else {
             format!("device memory {device}: far above this figure")
         };

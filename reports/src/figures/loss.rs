@@ -2,7 +2,7 @@
 //! later ones. A run of several rounds has a thin line for each round but the first: they train the same
 //! steps again.
 
-use super::canvas::{Area, Drawn, legend, mesh, tick};
+use super::canvas::{Area, Drawn, legend, mesh, plot, tick};
 use super::palette;
 use crate::ReportInput;
 use autodist_spec::{RunRecord, run::StepRecord};
@@ -34,13 +34,8 @@ pub(super) fn draw<DB: DrawingBackend>(area: &Area<DB>, input: &ReportInput<'_>)
     let (first, last) = bounds(&mut all.iter().map(|p| p.0));
     let (low, high) = bounds(&mut all.iter().map(|p| p.1));
     let room = (high - low).max(1e-3) * 0.06;
-    let mut chart = ChartBuilder::on(&body)
-        .margin_top(12)
-        .margin_right(34)
-        .margin_left(20)
-        .x_label_area_size(58)
-        .y_label_area_size(92)
-        .build_cartesian_2d(first..last.max(first + 1.0), (low - room)..(high + room))?;
+    let mut chart =
+        plot(&body).build_cartesian_2d(first..last.max(first + 1.0), (low - room)..(high + room))?;
     mesh(&mut chart, "optimizer step", "cross-entropy (nats per token)", &tick, &tick)?;
     for (index, run) in shown.iter().enumerate() {
         let color = palette::series(index);

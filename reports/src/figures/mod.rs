@@ -12,6 +12,8 @@ mod scatter;
 mod supersample;
 mod timeline;
 
+pub(crate) use palette::OPERATIONS;
+
 use crate::findings;
 use crate::{ReportError, ReportInput};
 use canvas::{Area, Hotspot};
@@ -123,24 +125,34 @@ pub fn figures(input: &ReportInput<'_>) -> Result<Vec<(String, Vec<u8>)>, Report
 const TITLE_HEIGHT: u32 = 76;
 
 fn png(figure: Figure, input: &ReportInput<'_>) -> Result<Vec<u8>, ReportError> {
+    let subject =
+        format!("{}: {} on {}", figure.subject(input), input.plan.model.name, input.plan.cluster.name);
+    painted(figure.name(), figure.size(input), (&figure.finding(input), &subject), |body| {
+        figure.draw(body, input).map(drop)
+    })
+}
+
+/// A PNG file with a finding and its subject above the area that `draw` fills, which has this width and height.
+fn painted(
+    figure: &'static str,
+    (width, below): (u32, u32),
+    (finding, subject): (&str, &str),
+    draw: impl FnOnce(&Area<Supersampled<'_>>) -> Result<(), ReportError>,
+) -> Result<Vec<u8>, ReportError> {
     canvas::register_font()?;
-    let drawing = |reason: String| ReportError::Drawing { figure: figure.name(), reason };
-    let (width, below) = figure.size(input);
+    let drawing = |reason: String| ReportError::Drawing { figure, reason };
     let height = below + TITLE_HEIGHT;
     let mut pixels = supersample::buffer((width, height));
     {
         let root = Supersampled::new(&mut pixels, (width, height)).into_drawing_area();
         root.fill(&palette::PAPER).map_err(|error| drawing(error.to_string()))?;
         let (head, body) = root.split_vertically(TITLE_HEIGHT);
-        let subject =
-            format!("{}: {} on {}", figure.subject(input), input.plan.model.name, input.plan.cluster.name);
-        canvas::titles(&head, &figure.finding(input), &subject)
-            .map_err(|error| drawing(error.to_string()))?;
-        figure.draw(&body, input)?;
+        canvas::titles(&head, finding, subject).map_err(|error| drawing(error.to_string()))?;
+        draw(&body)?;
         root.present().map_err(|error| drawing(error.to_string()))?;
     }
     let pixels = supersample::reduced(&pixels, (width, height));
-    encode(&pixels, width, height).map_err(|source| ReportError::Encoding { figure: figure.name(), source })
+    encode(&pixels, width, height).map_err(|source| ReportError::Encoding { figure, source })
 }
 
 fn encode(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>, png::EncodingError> {

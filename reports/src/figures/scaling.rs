@@ -1,9 +1,8 @@
 //! Tokens per second and device against the number of devices, a line for each kind of cluster; the error bar of
 //! each point is a bar.
 
-use super::canvas::{self, Area, Done, NORMAL, SMALL, Side, fit, legend, mesh, text};
-use super::supersample::{self, Supersampled};
-use super::{encode, palette};
+use super::canvas::{self, Area, Done, SMALL, Side, legend, mesh, plot, text};
+use super::palette;
 use crate::ReportError;
 use crate::training::rounded;
 use crate::words::count;
@@ -14,46 +13,43 @@ use plotters::prelude::*;
 type Curve<'a> = (String, Vec<(u32, &'a BestOn)>);
 
 const NAME: &str = "scaling";
-const SIZE: (u32, u32) = (1200, 640);
-const TITLE_HEIGHT: u32 = 62;
+const SIZE: (u32, u32) = (1200, 578);
+/// Most curves that the title names.
+const NAMED: usize = 2;
 
 /// The figure as a PNG file; with `tokens`, each point says how many days that many tokens take.
 ///
 /// # Errors
 /// A fault of the drawing library.
 pub(crate) fn png(model: &str, tokens: Option<&str>, curves: &[Curve<'_>]) -> Result<Vec<u8>, ReportError> {
-    canvas::register_font()?;
-    let drawing = |reason: String| ReportError::Drawing { figure: NAME, reason };
-    let mut pixels = supersample::buffer(SIZE);
-    {
-        let root = Supersampled::new(&mut pixels, SIZE).into_drawing_area();
-        let draw = || {
-            root.fill(&palette::PAPER)?;
-            let (head, body) = root.split_vertically(TITLE_HEIGHT);
-            let title = title(model, tokens, curves);
-            let lines = fit(&title, SIZE.0 as i32 - 40, NORMAL + 1);
-            for (line, y) in lines.iter().zip([20, 44]) {
-                text(&head, line, (20, y), Side::Left, NORMAL + 1, palette::INK)?;
-            }
-            draw(&body, tokens, curves)?;
-            root.present()
-        };
-        draw().map_err(|error| drawing(error.to_string()))?;
-    }
-    let pixels = supersample::reduced(&pixels, SIZE);
-    encode(&pixels, SIZE.0, SIZE.1).map_err(|source| ReportError::Encoding { figure: NAME, source })
+    let days = tokens.map_or_else(String::new, |tokens| format!("; at the points, days for {tokens} tokens"));
+    let subject = format!("Tokens per second and device by the number of devices: {model}{days}");
+    super::painted(NAME, SIZE, (&finding(curves), &subject), |body| {
+        draw(body, tokens, curves)
+            .map_err(|error| ReportError::Drawing { figure: NAME, reason: error.to_string() })
+    })
 }
 
-fn title(model: &str, tokens: Option<&str>, curves: &[Curve<'_>]) -> String {
+/// How much of its speed each device keeps; of many curves, only the range.
+fn finding(curves: &[Curve<'_>]) -> String {
     let kept = |(name, sizes): &Curve<'_>| {
         let (first, last) = (sizes.first()?, sizes.last()?);
         let part = last.1.tokens_per_s_per_device / first.1.tokens_per_s_per_device;
-        let size = count(last.0.into());
-        Some(format!("{name} keeps {:.0} % of its speed per device on {size}", 100.0 * part))
+        Some((name.clone(), 100.0 * part, count(last.0.into())))
     };
-    let kept: Vec<String> = curves.iter().filter_map(kept).collect();
-    let days = tokens.map_or_else(String::new, |tokens| format!("; days for {tokens} tokens at the points"));
-    format!("{model}: {}{days}", kept.join("; "))
+    let kept: Vec<(String, f64, String)> = curves.iter().filter_map(kept).collect();
+    if kept.len() > NAMED {
+        let (low, high) = kept
+            .iter()
+            .fold((f64::INFINITY, 0.0_f64), |(low, high), (_, part, _)| (low.min(*part), high.max(*part)));
+        return format!(
+            "From the fewest to the most devices, {low:.0} to {high:.0} % of the speed per device is left"
+        );
+    }
+    let kept = kept
+        .iter()
+        .map(|(name, part, size)| format!("{name} has {part:.0} % of its speed per device on {size}"));
+    kept.collect::<Vec<_>>().join("; ")
 }
 
 fn draw<DB: DrawingBackend>(area: &Area<DB>, tokens: Option<&str>, curves: &[Curve<'_>]) -> Done<DB> {
@@ -70,13 +66,7 @@ fn draw<DB: DrawingBackend>(area: &Area<DB>, tokens: Option<&str>, curves: &[Cur
     let (low, high) = (low.min(high) / 1.2, high * 1.2);
     let powers = (0..31).map(|power| f64::from(1_u32 << power)).filter(|n| (low..=high).contains(n));
     let axis = (low..high).log_scale().with_key_points(powers.collect());
-    let mut chart = ChartBuilder::on(&body)
-        .margin_top(12)
-        .margin_right(34)
-        .margin_left(20)
-        .x_label_area_size(58)
-        .y_label_area_size(92)
-        .build_cartesian_2d(axis, 0.0..top * 1.06)?;
+    let mut chart = plot(&body).build_cartesian_2d(axis, 0.0..top * 1.06)?;
     mesh(&mut chart, "devices", "tokens/s per device", &|n| count(n.round() as u64), &|n| rounded(*n))?;
     for (index, (_, sizes)) in curves.iter().enumerate() {
         let color = palette::series(index);

@@ -60,7 +60,7 @@ fn beaten(input: &ReportInput<'_>) -> bool {
 fn headline(input: &ReportInput<'_>, standing: Standing) -> String {
     let own = label(&input.plan.strategy, &input.plan.stages);
     match standing {
-        Standing::Predicted => "Predicted only: nobody has trained this plan yet".to_owned(),
+        Standing::Predicted => "Predicted only: this plan has not been trained".to_owned(),
         Standing::Unjudged => "Measured, without a verdict on the prediction".to_owned(),
         Standing::Judged(Verdict::Holds) => "Holds: the measurement confirms the prediction".to_owned(),
         Standing::Judged(Verdict::WithinNoise) => {
@@ -184,7 +184,7 @@ fn lines(input: &ReportInput<'_>, standing: Standing) -> Vec<(&'static str, Stri
         Standing::Predicted => "not known: no run of it is in this report",
         _ => "not judged: `autodist validate` compares a plan with its prediction",
     };
-    lines.push(("came true?", verdict.unwrap_or_else(|| unknown.to_owned())));
+    lines.push(("verdict", verdict.unwrap_or_else(|| unknown.to_owned())));
     lines.push(("memory", memory(input)));
     lines.extend(words::memory_risk(estimate).map(|risk| ("risk", risk)));
     lines.extend(plan.training.map(|whole| ("training", training::sentence(plan, &whole))));

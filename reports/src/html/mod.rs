@@ -75,7 +75,7 @@ fn sections(input: &ReportInput<'_>) -> Result<Vec<Section>, ReportError> {
     let several = trained || !plan_of.alternatives.is_empty() || Figure::Landscape.applies(input);
     let all: [(&str, &str, bool, Fill); 14] = [
         ("changes", "Yours, and the fewest changes to it", plan_of.given.is_some(), changes_to_yours),
-        ("alternatives", "The plans, and why others are slower", several, alternatives),
+        ("alternatives", "The plans, and why the others were not chosen", several, alternatives),
         ("validation", "Predicted against measured", input.validation.is_some(), validation),
         ("time", "Where the time goes", true, cost),
         ("memory", "Where the memory goes", true, memory),
@@ -165,7 +165,7 @@ fn alternatives(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
     Ok(())
 }
 
-/// What the numbers stand on, and how far they may be off.
+/// The basis of the numbers, and how far they may be off.
 fn assumptions(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
     let plan = input.plan;
     let mut all: Vec<String> = plan.assumptions.iter().map(|text| format!("Assumed: {text}")).collect();

@@ -200,7 +200,7 @@ fn the_first_screen_has_one_verdict_and_optimal_never_stands_over_a_beaten_plan(
     let (class, words) = verdict_of(&html(&world.plan_only()).unwrap());
     assert_eq!(
         (class.as_str(), words.as_str()),
-        ("predicted", "Predicted only: nobody has trained this plan yet")
+        ("predicted", "Predicted only: this plan has not been trained")
     );
 
     let own = label(&world.plan.strategy, &world.plan.stages);

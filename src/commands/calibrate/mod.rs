@@ -281,7 +281,7 @@ fn text(judged: &[Judged], findings: &[words::Finding], calibration: &Calibratio
             );
             let _ = writeln!(
                 text,
-                "other devices, trainers and precisions: ± {:.1} % and more, and the shipped efficiencies, as before: these runs say nothing of them",
+                "other devices, trainers and precisions: not changed by these runs; they keep the shipped efficiencies, with ± {:.1} % or more",
                 100.0 * calibration.error_bar
             );
         }

@@ -124,6 +124,8 @@ fn time(
         return Ok((measured, None));
     };
     let file = path.display().to_string();
+    // A single run is named by its log.
+    let of = if id == file { String::new() } else { format!("{id}: ") };
     let content = input::bytes(path, "log")?;
     let log = logs::read(&content, args.log_format).map_err(|error| error.in_file(&file))?;
     let job = LoggedJob {
@@ -137,16 +139,15 @@ fn time(
     let dropped =
         if dropped.is_empty() { String::new() } else { format!("; not counted: {}", dropped.join(", ")) };
     output::note(&format!(
-        "{id}: {file} is a log of {}: median step time {}{spread} of {} lines{dropped}",
+        "{of}{file} is a log of {}: median step time {}{spread} of {} lines{dropped}",
         log.format.name(),
         Seconds(time.seconds),
         time.lines
     ));
     log.notes.iter().for_each(|note| output::note(&format!("{id}: {note}")));
-    let own = asked_trainer;
-    if !log.format.may_be_of(own.name()) {
+    if !log.format.may_be_of(asked_trainer.name()) {
         output::warn(&format!(
-            "{id}: {file} is a log of {}, but the run is described as one of {own}: see that both are of the same run",
+            "{of}{file} is a log of {}, but the run is described as one of {asked_trainer}: see that both are of the same run",
             log.format.name()
         ));
     }

@@ -44,11 +44,11 @@ const WORDS: [(&str, Kind, &str); 24] = [
     ("eager", Kind::Amount, "memory traffic of eager (not fused) kernels"),
     ("logit_bytes", Kind::Amount, "memory traffic of the loss"),
     ("skew_s", Kind::Time, "waiting in tensor-parallel collectives"),
-    ("tensor_drag", Kind::Amount, "slowdown of GEMMs beside tensor-parallel collectives"),
+    ("tensor_drag", Kind::Amount, "slowdown of GEMMs that overlap tensor-parallel collectives"),
     ("message_exposed", Kind::Amount, "exposed part of send/recv between pipeline stages"),
     ("message_s", Kind::Time, "latency of send/recv between pipeline stages"),
     ("reduce_exposed", Kind::Amount, "exposed part of the gradient reduction"),
-    ("gather_drag", Kind::Amount, "slowdown of compute beside ZeRO-3's transfers"),
+    ("gather_drag", Kind::Amount, "slowdown of compute that overlaps ZeRO-3's transfers"),
     ("update_gather", Kind::Time, "all-gather of updated parameters"),
     ("jitter", Kind::Amount, "slowdown by stragglers"),
     ("host_megatron_s", Kind::Time, "host time of a block in Megatron"),
@@ -128,26 +128,26 @@ pub fn findings(
 fn rate(what: &str, ratio: f64) -> Finding {
     let change = 100.0 * (ratio - 1.0).abs();
     let text = match ratio {
-        ratio if (ratio - 1.0).abs() <= NOTABLE => format!("{what}: as shipped"),
-        ratio if ratio < 1.0 => format!("{what}: {change:.0} % slower than shipped"),
-        _ => format!("{what}: {change:.0} % faster than shipped"),
+        ratio if (ratio - 1.0).abs() <= NOTABLE => format!("{what}: as before"),
+        ratio if ratio < 1.0 => format!("{what}: {change:.0} % slower than before"),
+        _ => format!("{what}: {change:.0} % faster than before"),
     };
     Finding { text, speed: Some(ratio) }
 }
 
 fn longer(ratio: f64) -> String {
     match ratio {
-        ratio if ratio >= 2.0 => format!("{ratio:.1} times as long as shipped"),
-        ratio if ratio > 1.0 => format!("{:.0} % longer than shipped", 100.0 * (ratio - 1.0)),
-        ratio => format!("{:.0} % shorter than shipped", 100.0 * (1.0 - ratio)),
+        ratio if ratio >= 2.0 => format!("{ratio:.1} times as long as before"),
+        ratio if ratio > 1.0 => format!("{:.0} % longer than before", 100.0 * (ratio - 1.0)),
+        ratio => format!("{:.0} % shorter than before", 100.0 * (1.0 - ratio)),
     }
 }
 
 fn more(ratio: f64) -> String {
     match ratio {
-        ratio if ratio >= 2.0 => format!("{ratio:.1} times as much as shipped"),
-        ratio if ratio > 1.0 => format!("{:.0} % more than shipped", 100.0 * (ratio - 1.0)),
-        ratio => format!("{:.0} % less than shipped", 100.0 * (1.0 - ratio)),
+        ratio if ratio >= 2.0 => format!("{ratio:.1} times as much as before"),
+        ratio if ratio > 1.0 => format!("{:.0} % more than before", 100.0 * (ratio - 1.0)),
+        ratio => format!("{:.0} % less than before", 100.0 * (1.0 - ratio)),
     }
 }
 
@@ -206,12 +206,12 @@ mod tests {
         assert_eq!(
             found,
             [
-                "GEMMs on H100: 13 % slower than shipped",
-                "attention on H100: 20 % slower than shipped: is it FlashAttention-2, or not fused?",
-                "links inside nodes (NVLink, PCIe): as shipped",
-                "network between nodes: as shipped",
-                "memory traffic of the loss: 10 % less than shipped",
-                "waiting in tensor-parallel collectives: 3.0 times as long as shipped",
+                "GEMMs on H100: 13 % slower than before",
+                "attention on H100: 20 % slower than before: is it FlashAttention-2, or not fused?",
+                "links inside nodes (NVLink, PCIe): as before",
+                "network between nodes: as before",
+                "memory traffic of the loss: 10 % less than before",
+                "waiting in tensor-parallel collectives: 3.0 times as long as before",
             ]
         );
     }
