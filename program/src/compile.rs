@@ -385,7 +385,7 @@ impl<'a> Compiler<'a> {
             }
         });
         if let Some(bucket) = in_flight {
-            out.push(Instruction::Wait { transfer: Transfer::Reduce, bucket });
+            self.scattered(&mut out, bucket, last);
         }
         out.shrink_to_fit();
         Body { kind: BodyKind::Backward { chunk }, instructions: out }
@@ -423,16 +423,28 @@ impl<'a> Compiler<'a> {
         if residence.shards_gradients() {
             // Whole gradients exist only until their reduce-scatter: at most two buckets of them at a time.
             if let Some(previous) = in_flight.replace(bucket) {
-                out.push(Instruction::Wait { transfer: Transfer::Reduce, bucket: previous });
+                self.scattered(out, previous, last);
             }
         }
         out.push(Instruction::Start { transfer: Transfer::Reduce, bucket });
     }
 
+    /// Waits for a reduce-scatter in the backward pass. After the last one, the shard is all-reduced over the
+    /// groups that hold the same one, during the rest of the pass, as FSDP does (`HYBRID_SHARD`).
+    fn scattered(&self, out: &mut Vec<Instruction>, bucket: usize, last: bool) {
+        out.push(Instruction::Wait { transfer: Transfer::Reduce, bucket });
+        if last && self.over_replicas(bucket) {
+            out.push(Instruction::Start { transfer: Transfer::ReduceReplicas, bucket });
+        }
+    }
+
+    /// Whether several groups shard the state of the bucket.
+    fn over_replicas(&self, bucket: usize) -> bool {
+        self.buckets[bucket].residence.shards_state() && self.strategy.replicas() / self.strategy.shards() > 1
+    }
+
     fn optimizer(&self) -> Body {
         let residence = |bucket: &usize| self.buckets[*bucket].residence;
-        let copies = self.strategy.replicas() / self.strategy.shards() > 1;
-        let over_replicas = |bucket: &usize| residence(bucket).shards_state() && copies;
         let all = 0..self.buckets.len();
         let mut out = Vec::new();
         let start = |transfer: Transfer, bucket: usize| Instruction::Start { transfer, bucket };
@@ -440,14 +452,13 @@ impl<'a> Compiler<'a> {
         if self.strategy.replicas() > 1 {
             for bucket in all.clone().filter(|b| !residence(b).shards_gradients()) {
                 out.push(wait(Transfer::Reduce, bucket));
-                if over_replicas(&bucket) {
+                if self.over_replicas(bucket) {
                     out.push(start(Transfer::ReduceReplicas, bucket));
                 }
             }
         }
-        let scattered = |b: &usize| over_replicas(b) && residence(b).shards_gradients();
-        out.extend(all.clone().filter(scattered).map(|b| start(Transfer::ReduceReplicas, b)));
-        out.extend(all.clone().filter(over_replicas).map(|b| wait(Transfer::ReduceReplicas, b)));
+        let summed = all.clone().filter(|bucket| self.over_replicas(*bucket));
+        out.extend(summed.map(|bucket| wait(Transfer::ReduceReplicas, bucket)));
         let own = |bucket: usize| self.buckets[bucket].shard_elements();
         for bucket in all.clone().filter(|b| self.buckets[*b].tied) {
             out.push(Instruction::SumTied { bucket, elements: own(bucket) });
