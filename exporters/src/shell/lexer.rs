@@ -39,6 +39,11 @@ pub enum Kind {
 }
 
 impl Raw {
+    pub fn of_text(text: &str, line: usize) -> Self {
+        let text = text.to_owned();
+        Self { pieces: vec![Piece::Text { text, quoted: false }], line, assigns: None }
+    }
+
     /// The word, if it has no quotes and no variables.
     pub fn bare(&self) -> Option<&str> {
         match (self.pieces.as_slice(), &self.assigns) {
@@ -56,6 +61,15 @@ impl Raw {
 
     pub fn starts_with_flag(&self) -> bool {
         matches!(self.pieces.first(), Some(Piece::Text { text, .. }) if text.trim_start().starts_with("--"))
+    }
+
+    /// Whether it is a pattern: it has a `*`, `?` or `[` outside quotes.
+    pub fn has_unquoted_wildcards(&self) -> bool {
+        let wild = |piece: &Piece| match piece {
+            Piece::Text { text, quoted } => !quoted && text.contains(['*', '?', '[']),
+            Piece::Variable { .. } => false,
+        };
+        self.pieces.iter().any(wild)
     }
 
     pub fn is_empty(&self) -> bool {

@@ -1,11 +1,13 @@
 //! The commands of a shell script, with variables replaced where their values are known without running it.
 
+mod conditions;
 mod lexer;
 mod variables;
 
 pub use variables::{Open, Word};
 
 use autodist_spec::InputError;
+use conditions::{and, or};
 use lexer::{Kind, Lexer, Piece, Raw, Token};
 use variables::Variables;
 
@@ -47,7 +49,84 @@ struct Script {
     variables: Variables,
     commands: Vec<ShellCommand>,
     /// The compound commands that are open.
-    within: Vec<&'static str>,
+    within: Vec<Compound>,
+}
+
+/// A compound command, up to the place that is being read.
+#[derive(Clone)]
+struct Compound {
+    kind: CompoundKind,
+    /// Whether the commands that are being read run; `None`: it is known only when the script runs.
+    runs: Option<bool>,
+    /// Whether a branch before them has run.
+    ran: Option<bool>,
+}
+
+#[derive(Clone, PartialEq)]
+enum CompoundKind {
+    /// Up to `then`, with the value of the condition so far.
+    Condition(Option<bool>),
+    If,
+    /// With the text between `case` and `in`.
+    Case {
+        text: Option<String>,
+        place: CasePlace,
+    },
+    /// Loops and commands in parentheses.
+    Other,
+    Function,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum CasePlace {
+    /// Before a pattern; the value is whether one of those before it, as in `a|b)`, is like the text.
+    Patterns(Option<bool>),
+    Commands,
+}
+
+impl Compound {
+    fn new(kind: CompoundKind) -> Self {
+        Self { kind, runs: None, ran: None }
+    }
+
+    /// Begins the branch whose condition has this value.
+    fn branch(&mut self, value: Option<bool>) {
+        self.runs = match self.ran {
+            Some(true) => Some(false),
+            Some(false) => value,
+            // One of the branches before may have run.
+            None => and(value, None),
+        };
+        self.ran = or(self.ran, value);
+    }
+}
+
+/// What is known of a command because of the `&&` or `||` before it, and its own value as a condition.
+#[derive(Clone, Copy)]
+struct Chain {
+    operator: &'static str,
+    value: Option<bool>,
+}
+
+impl Chain {
+    /// Whether the next command runs.
+    fn runs(self) -> Option<bool> {
+        match self.operator {
+            "&&" => self.value,
+            "||" => self.value.map(|value| !value),
+            _ => Some(true),
+        }
+    }
+
+    /// After a command with this value.
+    fn after(self, value: Option<bool>) -> Option<bool> {
+        match self.operator {
+            "&&" => and(self.value, value),
+            "||" => or(self.value, value),
+            "|" | "|&" => None,
+            _ => value,
+        }
+    }
 }
 
 /// The commands of a script or of a file with only arguments. Without any, its variables are the arguments.
@@ -71,7 +150,8 @@ pub fn commands(text: &str) -> Result<Vec<ShellCommand>, InputError> {
 
 impl Script {
     fn run(&mut self, mut lexer: Lexer, depth: usize) -> Result<(), InputError> {
-        let (mut words, mut before): (Vec<Raw>, _) = (Vec::new(), "");
+        let mut words: Vec<Raw> = Vec::new();
+        let mut chain = Chain { operator: "", value: Some(true) };
         loop {
             let operator = match lexer.token()? {
                 Some(Token::Word(word)) => {
@@ -89,22 +169,75 @@ impl Script {
             if operator == "\n" && arguments {
                 continue;
             }
-            let branch = before == "&&" || before == "||";
-            self.command(&std::mem::take(&mut words), branch, depth)?;
+            // `&&` and `||` inside `[[ ]]`.
+            let opened = words.iter().rposition(|word| word.bare() == Some("[["));
+            let open = opened.is_some_and(|at| words[at..].iter().all(|word| word.bare() != Some("]]")));
+            if open && (operator == "&&" || operator == "||") {
+                words.push(Raw::of_text(operator, words[0].line));
+                continue;
+            }
+            let mut taken = std::mem::take(&mut words);
+            // `case TEXT in PATTERN)` on one line.
+            if matches!(operator, "|" | ")") && taken.len() > 3 && taken[0].bare() == Some("case") {
+                let pattern = taken.split_off(3);
+                self.command(&taken, chain.runs(), depth)?;
+                taken = pattern;
+            }
+            if self.pattern(&taken, operator) {
+                chain = Chain { operator: "", value: Some(true) };
+                continue;
+            }
+            let value = self.command(&taken, chain.runs(), depth)?;
+            let value = if taken.is_empty() { value } else { chain.after(value) };
+            if let Some(Compound { kind: CompoundKind::Condition(whole), .. }) = self.within.last_mut()
+                && !taken.is_empty()
+            {
+                *whole = value;
+            }
+            chain = Chain { operator, value };
             match operator {
                 "" => return Ok(()),
-                "(" => self.enter("(")?,
-                ")" if self.within.last() == Some(&"(") => self.leave(),
+                "(" => self.enter(CompoundKind::Other)?,
+                ")" if matches!(self.within.last(), Some(Compound { kind: CompoundKind::Other, .. })) => {
+                    self.leave();
+                }
+                ";;" => {
+                    if let Some(Compound { kind: CompoundKind::Case { place, .. }, .. }) =
+                        self.within.last_mut()
+                    {
+                        *place = CasePlace::Patterns(Some(false));
+                    }
+                }
                 _ => {}
             }
-            before = operator;
         }
     }
 
+    /// Reads a pattern of a `case`, before `|` or `)`. Returns whether it was one.
+    fn pattern(&mut self, words: &[Raw], operator: &str) -> bool {
+        let Some(one) = self.within.last_mut() else { return false };
+        let CompoundKind::Case { text, place: place @ CasePlace::Patterns(_) } = &mut one.kind else {
+            return false;
+        };
+        let (CasePlace::Patterns(before), [word]) = (*place, words) else {
+            return operator == "(" && words.is_empty();
+        };
+        let like = or(before, conditions::is_like(text.as_deref(), word));
+        match operator {
+            "|" => *place = CasePlace::Patterns(like),
+            ")" => {
+                *place = CasePlace::Commands;
+                one.branch(like);
+            }
+            _ => return false,
+        }
+        true
+    }
+
     /// Begins a compound command.
-    fn enter(&mut self, what: &'static str) -> Result<(), InputError> {
-        self.within.push(what);
-        self.variables.in_function |= what == "{";
+    fn enter(&mut self, kind: CompoundKind) -> Result<(), InputError> {
+        self.variables.in_function |= kind == CompoundKind::Function;
+        self.within.push(Compound::new(kind));
         if self.within.len() > MOST_WITHIN {
             return Err(InputError::new(
                 "",
@@ -119,37 +252,80 @@ impl Script {
     /// Ends the innermost compound command.
     fn leave(&mut self) {
         self.within.pop();
-        self.variables.in_function = self.within.contains(&"{");
+        self.variables.in_function = self.is_in_function();
+    }
+
+    fn is_in_function(&self) -> bool {
+        self.within.iter().any(|one| one.kind == CompoundKind::Function)
     }
 
     /// The place in which an assignment may not run.
-    fn uncertain(&self, branch: bool) -> Option<&'static str> {
+    fn uncertain(&self, runs: Option<bool>) -> Option<&'static str> {
         if self.variables.in_function {
             Some("function")
-        } else if branch || !self.within.is_empty() {
+        } else if runs != Some(true) || self.within.iter().any(|one| one.runs != Some(true)) {
             Some("branch")
         } else {
             None
         }
     }
 
-    fn command(&mut self, mut words: &[Raw], branch: bool, depth: usize) -> Result<(), InputError> {
+    /// The keyword `then`, `elif` or `else`.
+    fn branch(&mut self, word: &str) {
+        let Some(one) = self.within.last_mut() else { return };
+        match (word, &one.kind) {
+            ("then", CompoundKind::Condition(value)) => {
+                let value = *value;
+                one.branch(value);
+                one.kind = CompoundKind::If;
+            }
+            ("else", CompoundKind::If) => one.branch(Some(true)),
+            ("elif", CompoundKind::If) => {
+                one.kind = CompoundKind::Condition(None);
+                one.runs = one.ran.map(|ran| !ran);
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads a command; `runs` is whether it runs. Returns its value as a condition.
+    fn command(
+        &mut self,
+        mut words: &[Raw],
+        runs: Option<bool>,
+        depth: usize,
+    ) -> Result<Option<bool>, InputError> {
+        let mut negated = false;
         while let Some((word, rest)) = words.split_first().and_then(|(word, rest)| Some((word.bare()?, rest)))
         {
             match word {
-                "if" | "while" | "until" => self.enter("if")?,
-                "{" => self.enter("{")?,
-                "case" => return self.enter("case"),
+                "if" => {
+                    self.enter(CompoundKind::Condition(None))?;
+                    let one = self.within.last_mut().expect("it was just entered");
+                    (one.runs, one.ran) = (runs, runs.map(|runs| !runs));
+                }
+                "while" | "until" => self.enter(CompoundKind::Other)?,
+                "{" => self.enter(CompoundKind::Function)?,
+                "case" => {
+                    let text = rest.first().map(|word| self.variables.whole(word)).transpose()?;
+                    let place = CasePlace::Patterns(Some(false));
+                    let text = text.and_then(|text| text.known());
+                    self.enter(CompoundKind::Case { text, place })?;
+                    self.within.last_mut().expect("it was just entered").ran = runs.map(|runs| !runs);
+                    return Ok(None);
+                }
                 "for" | "select" => {
-                    self.enter("for")?;
+                    self.enter(CompoundKind::Other)?;
                     if let Some(name) = rest.first().and_then(Raw::bare) {
                         let why = format!("is set by a loop on line {}", rest[0].line);
                         self.variables.forget(name, why, rest.iter().any(Raw::starts_with_flag));
                     }
-                    return Ok(());
+                    return Ok(None);
                 }
                 "fi" | "done" | "esac" | "}" => self.leave(),
-                "then" | "else" | "elif" | "do" | "!" | "time" | "exec" | "eval" | "nohup" => {}
+                "then" | "else" | "elif" => self.branch(word),
+                "!" => negated = !negated,
+                "do" | "time" | "exec" | "eval" | "nohup" => {}
                 "function" => {
                     words = rest.get(1..).unwrap_or_default();
                     continue;
@@ -158,14 +334,34 @@ impl Script {
             }
             words = rest;
         }
-        let uncertain = self.uncertain(branch);
+        // A branch that does not run.
+        if runs == Some(false) || self.within.iter().any(|one| one.runs == Some(false)) {
+            return Ok(None);
+        }
+        let value = self.simple(words, runs, depth)?;
+        Ok(if negated { value.map(|value| !value) } else { value })
+    }
+
+    /// Reads a command without keywords.
+    fn simple(
+        &mut self,
+        words: &[Raw],
+        runs: Option<bool>,
+        depth: usize,
+    ) -> Result<Option<bool>, InputError> {
+        if let Some(value) = conditions::value(words, &mut self.variables)? {
+            return Ok(Some(value));
+        }
+        let uncertain = self.uncertain(runs);
         let declares = ["export", "declare", "typeset", "local", "readonly"];
         if words.first().and_then(Raw::bare).is_some_and(|word| declares.contains(&word)) {
             let mut assigned = words.iter().filter(|word| word.assigns.is_some());
-            return assigned.try_for_each(|word| self.variables.assign(word, uncertain));
+            assigned.try_for_each(|word| self.variables.assign(word, uncertain))?;
+            return Ok(Some(true));
         }
         if words.iter().all(|word| word.assigns.is_some()) {
-            return words.iter().try_for_each(|word| self.variables.assign(word, uncertain));
+            words.iter().try_for_each(|word| self.variables.assign(word, uncertain))?;
+            return Ok(Some(true));
         }
         match words.first().and_then(Raw::bare) {
             Some(name @ ("read" | "unset" | "mapfile" | "readarray")) => {
@@ -173,14 +369,14 @@ impl Script {
                 for name in words[1..].iter().filter_map(Raw::bare).filter(|name| !name.starts_with('-')) {
                     self.variables.forget(name, why.clone(), false);
                 }
-                return Ok(());
+                return Ok(None);
             }
             Some("set") if words.iter().any(|word| word.bare() == Some("--")) => {
                 let why = format!("is set by `set` on line {}", words[0].line);
                 self.variables.forget("@", why, true);
-                return Ok(());
+                return Ok(None);
             }
-            Some(name) if OTHERS.contains(&name) => return Ok(()),
+            Some(name) if OTHERS.contains(&name) => return Ok(None),
             _ => {}
         }
         // Variables before a command belong to its environment.
@@ -197,7 +393,7 @@ impl Script {
                     let (within, before) = (self.within.clone(), self.commands.len());
                     let read = self.run(Lexer::new(&text, line), depth + 1);
                     self.within = within;
-                    self.variables.in_function = self.within.contains(&"{");
+                    self.variables.in_function = self.is_in_function();
                     if read.is_ok() {
                         continue;
                     }
@@ -210,6 +406,6 @@ impl Script {
         if !command.words.is_empty() {
             self.commands.push(command);
         }
-        Ok(())
+        Ok(None)
     }
 }

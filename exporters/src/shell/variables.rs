@@ -39,6 +39,11 @@ impl Word {
         self.0.iter().map(part).collect()
     }
 
+    /// The word, if nothing of it is unknown.
+    pub fn known(&self) -> Option<String> {
+        self.0.iter().all(|part| matches!(part, Part::Known(_))).then(|| self.text())
+    }
+
     /// The variable of which the word consists, if it is not known.
     pub fn open(&self) -> Option<&Open> {
         match self.0.as_slice() {
@@ -189,7 +194,7 @@ impl Variables {
     }
 
     /// The word as one, as if it were in quotes.
-    fn whole(&mut self, raw: &Raw) -> Result<Word, InputError> {
+    pub fn whole(&mut self, raw: &Raw) -> Result<Word, InputError> {
         let mut all = Word::default();
         for (index, word) in self.fields(raw, true)?.into_iter().enumerate() {
             if index > 0 {

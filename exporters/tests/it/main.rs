@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod blocks;
+mod branches;
 mod command_line;
 mod common;
 mod counting;

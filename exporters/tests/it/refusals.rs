@@ -108,7 +108,7 @@ fn variables_that_may_hold_flags_and_are_not_known_are_refused_with_their_line()
         (format!("PAR='--seed 1 --bf16'\n{RUN} \"$PAR\""), "--seed 1 --bf16", "line 2"),
         (format!("{RUN} --$NAME 8 --seed 1"), "--$NAME", "line 1"),
         (
-            format!("if true; then\n{RUN} --seed 1 --sequence-parallel\nelse\n{RUN} --seed 1\nfi"),
+            format!("if nvidia-smi; then\n{RUN} --seed 1 --sequence-parallel\nelse\n{RUN} --seed 1\nfi"),
             "sequence-parallel",
             "line 4",
         ),
@@ -120,7 +120,7 @@ fn variables_that_may_hold_flags_and_are_not_known_are_refused_with_their_line()
         assert!(error.problem.contains(line) && !error.hint.is_empty(), "{script}\n{error}");
     }
     // A number that matters, with its key.
-    let branch = format!("if true; then TP=8; else TP=4; fi\n{RUN} --tensor-model-parallel-size $TP");
+    let branch = format!("if nvidia-smi; then TP=8; else TP=4; fi\n{RUN} --tensor-model-parallel-size $TP");
     assert_eq!(megatron(&branch).unwrap_err().field, "tensor-model-parallel-size");
     // Settings of the launcher and irrelevant settings may have any value.
     let open = "DISTRIBUTED=\"--node_rank $RANK --master_addr $MASTER_ADDR\"\n\
