@@ -1,8 +1,8 @@
 //! Selects the training engine: autodist's own executor, or PyTorch.
 
-use crate::cli::RunArgs;
+use crate::cli::{RunArgs, TransportArg};
 use crate::failure::Failure;
-use crate::{external, output};
+use crate::output;
 use autodist_executor::launcher::Torch;
 use autodist_program::engine;
 use autodist_spec::{DeviceKind, Engine, InputError, Job, ParallelStrategy, Plan, Recompute};
@@ -34,10 +34,8 @@ pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
     if emulated {
         return refused("cannot emulate other devices and links", "use --engine native, or remove --emulate");
     }
-    if external::world().is_some() {
-        let problem =
-            "starts all ranks on this machine by itself, but a launcher has started several processes";
-        return refused(problem, "start autodist without a launcher, or set AUTODIST_LAUNCHER=none");
+    if run.transport == TransportArg::Mpi {
+        return refused("communicates over Gloo or NCCL, not over MPI", "remove `--transport mpi`");
     }
     let python = python(run);
     let torch = Torch::find(&python).map_err(|problem| {
@@ -75,7 +73,7 @@ pub fn find_torch(given: Option<&PathBuf>) -> Result<String, String> {
 }
 
 /// The interpreter of the ranks.
-fn python(run: &RunArgs) -> PathBuf {
+pub fn python(run: &RunArgs) -> PathBuf {
     interpreter(run.python.as_ref(), run.engine == Some(Engine::Torch))
 }
 

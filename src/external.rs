@@ -4,14 +4,14 @@
 use crate::cli::{Cli, Command, RunArgs, TransportArg};
 use crate::devices::Devices;
 use crate::failure::Failure;
-use crate::{input, interrupt, output, train};
+use crate::{engine, input, interrupt, output, train};
 use autodist_executor::external::Launcher;
 use autodist_executor::launcher::{Agent, AgentError, Agents, HostLeader, Runner, Ssh};
 use autodist_executor::{External, Mpi, host};
 use autodist_spec::{Bytes, DeviceKind, InputError, Machine, Plan};
 use clap::Parser;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 static AGENTS: OnceLock<Arc<Agents>> = OnceLock::new();
@@ -49,13 +49,13 @@ fn run_args(cli: &Cli) -> Option<&RunArgs> {
 }
 
 /// How this process runs a rank: in a new process of autodist, or on a thread if only this process can use
-/// MPI.
-pub fn runner() -> Result<Runner, Failure> {
+/// MPI. Ranks of the PyTorch engine start `python`.
+pub fn runner(python: PathBuf) -> Result<Runner, Failure> {
     if let Some(mpi) = MPI.get() {
         return Ok(Runner::Thread { mpi: mpi.clone(), handle: autodist_profiler::handle });
     }
     let program = host::this_program().map_err(lost)?;
-    Ok(Runner::Program(vec![program.into()]))
+    Ok(Runner::Program { command: vec![program.into()], python })
 }
 
 fn lost(error: std::io::Error) -> Failure {
@@ -220,7 +220,7 @@ pub fn attend(external: &External) -> i32 {
     let work = || -> Result<(), Failure> {
         let timeout = train::timeout(run)?;
         take_part(run, Some(external))?;
-        let runner = runner()?;
+        let runner = runner(engine::python(run))?;
         let head = match external.launcher {
             Launcher::Ssh => HostLeader::open(external)
                 .map_err(|e| Failure::Run(format!("cannot start the agents of this host: {e}")))?,

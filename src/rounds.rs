@@ -185,7 +185,7 @@ impl<'a> Session<'a> {
         if (&record.strategy, &record.stages) != (&trial.task.strategy, &trial.task.stages) {
             return differs("strategy", record.label.clone(), trial.label.clone());
         }
-        let (theirs, ours) = (record.environment.engine.name(), options.engine().name());
+        let (theirs, ours) = (record.environment.engine.name(), options.engine.name());
         if theirs != ours {
             return differs("environment.engine", theirs.to_owned(), ours.to_owned());
         }

@@ -23,16 +23,16 @@ pub fn options(
     emulated: Option<&Cluster>,
 ) -> Result<LaunchOptions, Failure> {
     let timeout = timeout(run)?;
-    let torch = match engine {
-        Engine::Native => None,
-        Engine::Torch => Some(engine::torch(run, emulated.is_some())?),
+    let python = match engine {
+        Engine::Native => {
+            devices::check(devices)?;
+            PathBuf::new()
+        }
+        // PyTorch finds its GPUs itself.
+        Engine::Torch => engine::torch(run, emulated.is_some())?.python().to_owned(),
     };
-    // PyTorch finds its GPUs itself.
-    if torch.is_none() {
-        devices::check(devices)?;
-    }
     Ok(LaunchOptions {
-        runner: external::runner()?,
+        runner: external::runner(python)?,
         rendezvous: run.rendezvous,
         timeout,
         realtime: !run.no_realtime && devices == DeviceKind::Cpu,
@@ -40,7 +40,7 @@ pub fn options(
         stop: interrupt::stop_flag(),
         agents: external::agents(),
         network: emulated.and_then(Network::of),
-        torch,
+        engine,
         warn: crate::output::warn,
     })
 }
@@ -130,12 +130,12 @@ pub fn environment(growing: &Growing, options: &LaunchOptions) -> Environment {
     let mut environment = autodist_profiler::environment(realtime, options.devices);
     environment.emulated = options.network.is_some();
     options.transport().clone_into(&mut environment.transport);
-    environment.engine = options.engine();
+    environment.engine = options.engine;
     // All processes have connected, or there would be no outcomes.
     environment.machines = external::machines().unwrap_or_default();
     environment.collectives = outcomes.first().map(|o| o.route.clone()).unwrap_or_default();
     // PyTorch's ranks never have it.
-    if options.realtime && options.torch.is_none() && !environment.realtime {
+    if options.realtime && options.engine == Engine::Native && !environment.realtime {
         environment.warnings.push(
             "ranks had no real-time priority: measured times include other load on this machine".to_owned(),
         );

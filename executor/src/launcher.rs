@@ -62,22 +62,17 @@ pub struct LaunchOptions {
     pub agents: Option<Arc<Agents>>,
     /// The emulated network for all traffic between ranks, if devices are emulated.
     pub network: Option<Network>,
-    /// The PyTorch engine, if it trains instead of this program's executor.
-    pub torch: Option<Torch>,
+    /// What trains: this program's executor, or PyTorch.
+    pub engine: Engine,
     /// Callback for rejected connections, called on any thread.
     pub warn: Warn,
 }
 
 impl LaunchOptions {
-    #[must_use]
-    pub fn engine(&self) -> Engine {
-        if self.torch.is_some() { Engine::Torch } else { Engine::Native }
-    }
-
     /// The transport between ranks, as named in records.
     #[must_use]
     pub fn transport(&self) -> &str {
-        if self.torch.is_some() { "" } else { self.runner.transport() }
+        if self.engine == Engine::Torch { "" } else { self.runner.transport() }
     }
 }
 
@@ -152,9 +147,6 @@ pub fn launch(
     options: &LaunchOptions,
     mut heard: impl FnMut(News),
 ) -> Result<(), LaunchError> {
-    if let Some(torch) = &options.torch {
-        return torch.launch(world, assignments, options, heard);
-    }
     let salt = random_token().map_err(LaunchError::Random)?;
     let (token, bind, advertised) = match &options.agents {
         None => (salt.clone(), vec![options.rendezvous], None),
@@ -183,6 +175,8 @@ pub fn launch(
         timeout_s: options.timeout.as_secs_f64(),
         realtime: options.realtime,
         devices: options.devices,
+        engine: options.engine,
+        python: None,
     };
     let mut ranks = Ranks::new(options);
     ranks.start(&environment, &salt, assignments)?;

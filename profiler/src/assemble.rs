@@ -185,8 +185,9 @@ impl<'a> Assembly<'a> {
         round == 0 && self.earlier.as_ref().is_none_or(|p| p.network.is_none())
     }
 
-    pub fn on_gpus(&self) -> bool {
-        self.environment.devices == DeviceKind::Cuda
+    /// Whether a library (NCCL, Gloo) chooses the algorithms of collectives, which are then measured by group.
+    pub fn library_collectives(&self) -> bool {
+        self.environment.devices == DeviceKind::Cuda || self.environment.engine == Engine::Torch
     }
 
     pub fn wants_overlap(&self, round: usize) -> bool {
@@ -263,10 +264,15 @@ impl<'a> Assembly<'a> {
             Assignment::Network(task) => {
                 let answers: Vec<NetworkAnswer> =
                     answers.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
-                for answer in &answers {
-                    self.handover.extend(&answer.handover);
-                    self.staging = self.staging.max(answer.staging_bytes);
-                    self.by_schedule &= answer.by_schedule;
+                // Ranks of this program have measured it, not those of PyTorch.
+                if self.environment.engine == Engine::Torch {
+                    self.by_schedule = false;
+                } else {
+                    for answer in &answers {
+                        self.handover.extend(&answer.handover);
+                        self.staging = self.staging.max(answer.staging_bytes);
+                        self.by_schedule &= answer.by_schedule;
+                    }
                 }
                 let structure = self.request.structure();
                 self.network = structure.map(|structure| network::assemble(&structure, task, &answers));

@@ -50,6 +50,11 @@ pub enum Assignment {
 }
 
 impl Assignment {
+    /// Whether it measures links between machines, not an engine.
+    fn is_of_links(&self) -> bool {
+        matches!(self, Self::Network(_))
+    }
+
     fn precision(&self) -> Precision {
         match self {
             Self::Train(task) => task.job.precision,
@@ -206,18 +211,26 @@ pub fn profile(
     let environment = Environment {
         emulated: request.emulated.is_some(),
         transport: options.transport().to_owned(),
-        engine: options.engine(),
+        engine: options.engine,
         machines: request.machines.clone(),
         ..environment(options.realtime, options.devices)
     };
     let ranks = request.ranks as usize;
     let ask = |pieces: &[Assignment], done: &mut dyn FnMut(usize, Vec<Value>)| -> Result<(), ProfileError> {
-        let values: Vec<Value> = pieces.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
-        Ok(launch(ranks, &values, options, |news| {
-            if let News::Done { assignment, answers } = news {
-                done(assignment, answers);
-            }
-        })?)
+        let mut first = 0;
+        // Links are those of the machines, not of an engine: ranks of this program measure them.
+        for pieces in pieces.chunk_by(|one, next| one.is_of_links() == next.is_of_links()) {
+            let engine = if pieces[0].is_of_links() { Engine::Native } else { options.engine };
+            let options = LaunchOptions { engine, ..options.clone() };
+            let values: Vec<Value> = pieces.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
+            launch(ranks, &values, &options, |news| {
+                if let News::Done { assignment, answers } = news {
+                    done(first + assignment, answers);
+                }
+            })?;
+            first += pieces.len();
+        }
+        Ok(())
     };
     profile_by(request, environment, earlier, ask, progress, partial)
 }
@@ -355,8 +368,8 @@ pub fn matches(profile: &Profile, request: &Request, options: &LaunchOptions) ->
     if profile.environment.devices != devices {
         return differs("devices", &profile.environment.devices.name(), &devices.name());
     }
-    if profile.environment.engine != options.engine() {
-        return differs("engine", &profile.environment.engine.name(), &options.engine().name());
+    if profile.environment.engine != options.engine {
+        return differs("engine", &profile.environment.engine.name(), &options.engine.name());
     }
     let (theirs, ours) = (profile.environment.transport.as_str(), options.transport());
     if theirs != ours {

@@ -208,15 +208,14 @@ pub fn round(request: &Request, assembly: &Assembly, round: usize) -> Vec<Assign
     let mut pieces: Vec<Assignment> = Vec::new();
     let network = NetworkTask::of(request);
     // A library's collectives use its own schedules: they are measured by group.
-    if (network.is_none() || assembly.on_gpus()) && request.emulated.is_none() && assembly.wants_links(round)
-    {
+    let by_group = network.is_none() || assembly.library_collectives();
+    if by_group && request.emulated.is_none() && assembly.wants_links(round) {
         pieces.push(Assignment::Links(links(request)));
     }
     if let Some(task) = network.filter(|_| assembly.wants_network(round)) {
         pieces.insert(0, Assignment::Network(task));
-        // NCCL chooses its own algorithms.
-        let patterns =
-            request.structure().filter(|_| !assembly.on_gpus()).and_then(|s| PatternTask::of(&s.nodes));
+        let structure = request.structure().filter(|_| !assembly.library_collectives());
+        let patterns = structure.and_then(|structure| PatternTask::of(&structure.nodes));
         pieces.extend(patterns.map(Assignment::Patterns));
     }
     if request.emulated.is_none() && assembly.wants_overlap(round) {

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const DELAY: Duration = Duration::from_micros(250);
+pub const DELAY: Duration = Duration::from_micros(250);
 /// Bytes of a measured stream: one second at the rates of this file.
 const STREAM: usize = 20 << 20;
 
@@ -163,7 +163,7 @@ fn say(text: &str) {
 }
 
 /// `autodist` as started by a launcher, rank r on machine `of[r]`.
-fn launch(lab: &Lab, of: &[usize], folder: &Path, variables: &str, args: &str) -> Vec<Started> {
+pub fn launch(lab: &Lab, of: &[usize], folder: &Path, variables: &str, args: &str) -> Vec<Started> {
     let host = lab.machines[of[0]].address;
     let port = free_port();
     let start = |rank: usize| {
@@ -192,8 +192,12 @@ fn cores(machine: usize, ranks: usize) -> String {
 
 /// The output of rank 0, after all have succeeded.
 fn run(lab: &Lab, of: &[usize], folder: &Path, args: &str) -> Value {
+    run_within(Duration::from_secs(80), lab, of, folder, args)
+}
+
+pub fn run_within(limit: Duration, lab: &Lab, of: &[usize], folder: &Path, args: &str) -> Value {
     let mut processes = launch(lab, of, folder, "TORCHELASTIC_RUN_ID=lab", args);
-    let printed = processes[0].end(Duration::from_secs(80)).measured();
+    let printed = processes[0].end(limit).measured();
     for process in &mut processes[1..] {
         let finished = process.end(SOON);
         assert_eq!((finished.code, finished.out.as_str()), (Some(0), ""), "{}", finished.err);
@@ -210,7 +214,7 @@ fn job(batch: u32, micro_batch: u32, tensor: u32) -> String {
 }
 
 /// A model whose gradients take longer on the links of this file than its compute.
-fn inputs(job: &str) -> tempfile::TempDir {
+pub fn inputs(job: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let model = autodist_spec::ModelSpec {
         name: "lab".to_owned(),

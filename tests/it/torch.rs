@@ -3,6 +3,8 @@
 //! launcher.
 
 use crate::common;
+use crate::lab::{Lab, Uplink};
+use crate::namespaces::{DELAY, inputs, run_within};
 
 use common::processes::{alive, busy, children, kill, wait};
 use common::{Finished, autodist, edited, line, write};
@@ -239,11 +241,7 @@ fn ranks_end_with_their_launcher_and_leave_no_record() {
         let mut launcher = common::command(folder.path(), &[&args[..], &[python.to_str().unwrap()]].concat())
             .spawn()
             .unwrap();
-        let mut ranks = Vec::new();
-        wait(Duration::from_secs(60), || {
-            ranks = children(launcher.id() as i32);
-            ranks.len() == 2 && ranks.iter().all(|rank| busy(*rank))
-        });
+        let ranks = training(launcher.id());
         kill(launcher.id() as i32, signal);
         let status = launcher.wait().unwrap();
         if signal == libc::SIGINT {
@@ -262,16 +260,66 @@ fn a_rank_that_is_killed_is_named() {
     let args = ["train", "plan.json", "--engine", "torch", "--steps", "1000000", "--python"];
     let launcher =
         common::command(folder.path(), &[&args[..], &[python.to_str().unwrap()]].concat()).spawn().unwrap();
-    let mut ranks = Vec::new();
-    wait(Duration::from_secs(60), || {
-        ranks = children(launcher.id() as i32);
-        ranks.len() == 2 && ranks.iter().all(|rank| busy(*rank))
-    });
-    ranks.sort_unstable();
+    let ranks = training(launcher.id());
     kill(ranks[1], libc::SIGKILL);
     let output = launcher.wait_with_output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(4), "{err}");
     assert!(err.contains("was killed by signal 9"), "{err}");
-    assert!(!alive(ranks[0]));
+    wait(Duration::from_secs(20), || ranks.iter().all(|rank| !alive(*rank)));
+}
+
+/// The processes of two ranks that train: those of this program, then their Pythons.
+fn training(launcher: u32) -> Vec<i32> {
+    let mut ranks = Vec::new();
+    wait(Duration::from_secs(60), || {
+        let keepers = children(launcher as i32);
+        let pythons: Vec<i32> = keepers.iter().flat_map(|keeper| children(*keeper)).collect();
+        let all_train = pythons.len() == 2 && pythons.iter().all(|python| busy(*python));
+        ranks = [pythons, keepers].concat();
+        all_train
+    });
+    ranks
+}
+
+#[test]
+fn machines_are_measured_planned_for_and_trained_over() {
+    let Some(python) = &*PYTHON else { return };
+    let link = Uplink::even(200.0, 2 * DELAY);
+    let Some(lab) = Lab::new("torch on two machines", &[link, link]) else { return };
+    let of = [0, 1];
+    let job = "schema_version = 1\nglobal_batch = 8\nseq_len = 32\n[allow]\ntensor = [1, 2]\npipeline = [1, 2]\n\
+               micro_batch = [2, 4]\nrecompute = [\"none\"]\nzero_stage = [0, 3]\nsequence_parallel = [false]\n\
+               schedule = [\"1f1b\"]\n";
+    let folder = inputs(job);
+    let files = format!("--timeout 60 --no-realtime --python {}", python.display());
+    let run = |args: &str| {
+        run_within(Duration::from_secs(200), &lab, &of, folder.path(), &format!("{args} {files} --json"))
+    };
+    let profile = run("profile --engine torch --devices cpu --model model.json --job job.toml --budget 1");
+    assert_eq!(profile["environment"]["engine"], "torch");
+    let machines = profile["environment"]["machines"].as_array().unwrap();
+    assert_eq!(machines.iter().map(|machine| &machine["name"]).collect::<Vec<_>>(), ["one", "two"]);
+    let nodes = profile["cluster"]["nodes"].as_array().unwrap();
+    assert_eq!(nodes.len(), 2, "{}", profile["cluster"]);
+    // Gloo's collectives are timed by group; the links describe the cluster.
+    assert!(profile.get("network").is_none_or(Value::is_null));
+    let kinds: Vec<&Value> = profile["collectives"].as_array().unwrap().iter().map(|c| &c["kind"]).collect();
+    assert!(kinds.contains(&&json!("all_reduce")), "{kinds:?}");
+
+    let plan = "plan --model model.json --job job.toml --profile profile.json --top 3 -o plan.json --json";
+    let plan = line(folder.path(), plan).json();
+    assert_eq!(plan["cost_source"]["profile"]["engine"], "torch");
+    let before = lab.counters()[0].payload;
+    let validation = run("validate plan.json --all --steps 4 -o runs");
+    assert!(validation["failed"].as_array().unwrap().is_empty(), "{}", validation["failed"]);
+    for run in validation["runs"].as_array().unwrap() {
+        let error = run["step_time_error"].as_f64().unwrap();
+        // Printed directly, because the harness hides the output of passing tests.
+        let _ = writeln!(std::io::stderr(), "  {}: {:+.1} %", run["label"], 100.0 * error);
+        let memory = run["peak_memory_error"].as_f64().unwrap();
+        assert!(memory.abs() < 0.25, "{run}");
+    }
+    // The ranks' traffic crossed the links.
+    assert!(lab.counters()[0].payload > before);
 }

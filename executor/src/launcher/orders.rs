@@ -1,12 +1,15 @@
 //! The messages between launcher, agents and ranks, as JSON.
 
-use autodist_spec::DeviceKind;
+use autodist_communication::tcp::TcpOptions;
+use autodist_spec::{DeviceKind, Engine};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 /// The environment of a rank, in addition to its assignments.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -20,6 +23,27 @@ pub(super) struct RankEnvironment {
     pub timeout_s: f64,
     pub realtime: bool,
     pub devices: DeviceKind,
+    pub engine: Engine,
+    /// The interpreter of the PyTorch engine. Every process uses its own: one that an order names is ignored.
+    #[serde(default)]
+    pub python: Option<PathBuf>,
+}
+
+impl RankEnvironment {
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs_f64(self.timeout_s)
+    }
+
+    pub fn tcp(&self) -> TcpOptions {
+        TcpOptions {
+            rendezvous: self.rendezvous,
+            rank: self.rank,
+            world: self.world,
+            token: self.token.clone(),
+            timeout: self.timeout(),
+            bind: None,
+        }
+    }
 }
 
 /// A message from a rank to the launcher.

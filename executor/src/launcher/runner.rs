@@ -6,10 +6,11 @@ use super::serve::{Worker, work};
 use super::{ExecutionError, GRACE};
 use crate::{host, memory};
 use autodist_communication::mpi::Mpi;
+use autodist_spec::Engine;
 use serde_json::Value;
 use std::ffi::OsString;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,8 +21,13 @@ pub type Handler = fn(&mut Worker, usize, &Value) -> Result<Value, ExecutionErro
 /// How ranks are run.
 #[derive(Debug, Clone)]
 pub enum Runner {
-    /// Each rank in its own process, over TCP. Program and arguments; the program must call [`super::serve`].
-    Program(Vec<OsString>),
+    /// Each rank in its own process, over TCP.
+    Program {
+        /// Program and arguments; the program must call [`super::serve`].
+        command: Vec<OsString>,
+        /// The interpreter that ranks of the PyTorch engine start.
+        python: PathBuf,
+    },
     /// Each rank on a thread of its `mpirun` process, over MPI: MPI is initialised once per process, and not
     /// in a child, however many ranks the process runs one after another.
     Thread { mpi: Mpi, handle: Handler },
@@ -32,7 +38,7 @@ impl Runner {
     #[must_use]
     pub fn transport(&self) -> &str {
         match self {
-            Self::Program(_) => "",
+            Self::Program { .. } => "",
             Self::Thread { mpi, .. } => mpi.library(),
         }
     }
@@ -40,7 +46,7 @@ impl Runner {
     /// The name for errors when a rank cannot be started.
     pub(super) fn name(&self) -> String {
         match self {
-            Self::Program(command) => match std::env::current_exe() {
+            Self::Program { command, .. } => match std::env::current_exe() {
                 Ok(own) if Path::new(&command[0]) == Path::new(host::OWN_PROGRAM) => {
                     own.display().to_string()
                 }
@@ -52,7 +58,12 @@ impl Runner {
 
     pub(super) fn start(&self, environment: RankEnvironment, assignments: &[Value]) -> io::Result<Running> {
         match self {
-            Self::Program(command) => {
+            Self::Program { command, python } => {
+                let python = match environment.engine {
+                    Engine::Native => None,
+                    Engine::Torch => Some(host::find_program(python)?),
+                };
+                let environment = RankEnvironment { python, ..environment };
                 Process::start(command, &environment, assignments).map(Running::Process)
             }
             Self::Thread { mpi, handle } => {

@@ -3,17 +3,17 @@
 use super::ENVIRONMENT;
 use super::orders::{Answer, RankEnvironment, Word};
 use super::pulse::Pulse;
+use super::torch::{self, Ended};
 use crate::devices::RankDevices;
 use crate::host::{self, Placement};
 use crate::{ExecutionError, memory};
 use autodist_communication::mpi::Mpi;
-use autodist_communication::tcp::{self, TcpOptions};
+use autodist_communication::tcp;
 use autodist_communication::{Control, Endpoint};
 use autodist_spec::DeviceKind;
 use serde::Serialize;
 use serde_json::Value;
 use std::io::{Read, Write};
-use std::time::Duration;
 
 /// The arguments of a rank's handler.
 pub struct Worker {
@@ -67,6 +67,15 @@ pub fn serve(handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value, Exe
         Err(message) => return complain(&message),
     };
     memory::exclude_since(before);
+    if let Some(python) = environment.python.clone() {
+        return match torch::keep(environment, &python, &assignments) {
+            Ok(()) => 0,
+            Err(Ended { message, code }) => {
+                complain(&message);
+                code
+            }
+        };
+    }
     match work(environment, &assignments, None, handle) {
         Ok(()) => 0,
         Err(message) => complain(&message),
@@ -86,15 +95,7 @@ pub(super) fn work(
         // A rank with a GPU waits most of the time, and its driver's threads need cores of their own.
         DeviceKind::Cuda => Placement { core: None, realtime: false },
     };
-    let options = TcpOptions {
-        rendezvous: environment.rendezvous,
-        rank: environment.rank,
-        world: environment.world,
-        token: environment.token,
-        timeout: Duration::from_secs_f64(environment.timeout_s),
-        bind: None,
-    };
-    let timeout = options.timeout;
+    let (options, timeout) = (environment.tcp(), environment.timeout());
     let joined = match mpi {
         None => tcp::join(options),
         Some(mpi) => mpi.join(options),

@@ -1,24 +1,25 @@
 //! Ranks of the PyTorch engine: processes of a Python interpreter in which `autodist_torch` is installed.
 //!
-//! Each reads its assignments from its standard input and answers each with a line of JSON on its standard
-//! output. Their rendezvous is a file, and they die with this process, like native ranks.
+//! A rank of this program keeps each: it joins the job as a native rank does, starts Python, and passes on its
+//! answers, which are lines of JSON on Python's standard output. Python ends with it.
 
-use super::orders::{Answer, End};
+use super::orders::{Answer, End, RankEnvironment};
 use super::process::Process;
-use super::silence::Silence;
-use super::watch::killed_by;
-use super::{GRACE, LOOK_AGAIN, LaunchError, LaunchOptions, News};
+use super::pulse::Pulse;
+use super::{GRACE, LOOK_AGAIN};
 use crate::host;
-use autodist_communication::{Patience, random_token};
+use autodist_communication::{Control, Endpoint, Patience, tcp};
 use autodist_spec::DeviceKind;
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// A Python interpreter with PyTorch and this release's package.
@@ -39,9 +40,6 @@ const NOT_FROM_HERE: &str = "import sys; sys.path[:] = [folder for folder in sys
 const CHECK_WITHIN: Duration = Duration::from_secs(300);
 /// Minimum time limit for the first heartbeat of a rank, which includes the start of Python.
 const START_WITHIN: Duration = Duration::from_secs(60);
-
-/// A message of a rank, or the end of its output.
-type Word = (usize, Option<Result<Answer, String>>);
 
 impl Torch {
     /// Finds and checks the interpreter. No code of the working folder is run, unless `python` itself is
@@ -65,183 +63,228 @@ impl Torch {
         &self.version
     }
 
-    /// Like [`super::launch`].
-    pub(super) fn launch(
-        &self,
-        world: usize,
-        assignments: &[Value],
-        options: &LaunchOptions,
-        mut heard: impl FnMut(News),
-    ) -> Result<(), LaunchError> {
-        let name = random_token().map_err(LaunchError::Random)?;
-        let meeting = Meeting(std::env::temp_dir().join(format!("autodist-{name}")));
-        let orders = json!({
-            // The equivalent of a native rank's real-time priority.
-            "preferred": options.realtime,
-            "cuda": options.devices == DeviceKind::Cuda,
-            "meeting": &meeting.0,
-            "timeout_s": options.timeout.as_secs_f64(),
-            "assignments": assignments,
-        });
-        let orders = serde_json::to_vec(&orders)
-            .map_err(|error| LaunchError::Answer { rank: 0, detail: error.to_string() })?;
-        let (say, hear) = channel();
-        let mut ranks = Together(Vec::new());
-        for rank in 0..world {
-            ranks.0.push(self.start(rank, world, &orders, say.clone())?);
-        }
-        drop(say);
-        let mut answers: BTreeMap<usize, Vec<Option<Value>>> = BTreeMap::new();
-        let mut answered = vec![0; world];
-        // Ranks that have closed their output.
-        let mut closed = vec![false; world];
-        let mut silence = Silence::new(world, options.timeout);
-        // Python and its libraries start slowly, and no heartbeat can be sent meanwhile.
-        let mut starting = Silence::new(world, options.timeout.max(START_WITHIN));
-        let mut started = vec![false; world];
-        let mut looked = Instant::now();
-        while closed.contains(&false) {
-            if options.stop.load(Ordering::Relaxed) {
-                hand_on(&hear, &mut heard);
-                return Err(LaunchError::Interrupted);
+    pub fn python(&self) -> &Path {
+        &self.python
+    }
+}
+
+/// Why a rank ends early: a message for the launcher, and the exit code.
+pub(super) struct Ended {
+    pub message: String,
+    pub code: i32,
+}
+
+impl From<String> for Ended {
+    fn from(message: String) -> Self {
+        Self { message, code: 1 }
+    }
+}
+
+/// Runs a rank of the PyTorch engine by `python`.
+///
+/// # Errors
+/// It cannot join the job, or Python does not start or ends early. If a signal has ended Python, it ends this
+/// process, too.
+pub(super) fn keep(environment: RankEnvironment, python: &Path, assignments: &[Value]) -> Result<(), Ended> {
+    let mut endpoint = tcp::join(environment.tcp())
+        .map_err(|error| format!("rank {} cannot connect to the other ranks: {error}", environment.rank))?;
+    let control = endpoint.control().clone();
+    // Python and its libraries start slowly, and give no heartbeat meanwhile.
+    let pulse = Pulse::start(control.clone(), environment.timeout())
+        .map_err(|error| format!("cannot start the heartbeat thread: {error}"))?;
+    let store = Store::agree(&environment, &mut endpoint)?;
+    let mut process = start(&environment, python, &store, assignments)
+        .map_err(|error| format!("cannot start {}: {error}", python.display()))?;
+    // Python's own copy remains.
+    drop(store);
+    let kept = Kept { control: &control, python, limit: environment.timeout().max(START_WITHIN) };
+    kept.pass_on(&mut process, pulse, assignments.len())?;
+    endpoint.close().map_err(|error| error.to_string().into())
+}
+
+/// The place where PyTorch's ranks find each other (`TCPStore`).
+struct Store {
+    address: SocketAddr,
+    /// The socket of rank 0 that listens there.
+    listener: Option<TcpListener>,
+    /// The address of this machine that leads to the others.
+    own: IpAddr,
+}
+
+impl Store {
+    /// Rank 0 opens it, and tells the others.
+    fn agree(environment: &RankEnvironment, endpoint: &mut Endpoint) -> Result<Self, String> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| format!("cannot {what}: {error}");
+        let own = source_address(environment.rendezvous)
+            .map_err(|error| failed("find the address of this machine", &error))?;
+        let first = environment.rank == 0;
+        let listener = first
+            .then(|| TcpListener::bind(SocketAddr::new(own, 0)))
+            .transpose()
+            .map_err(|error| failed("open a port for PyTorch's ranks", &error))?;
+        let address = match &listener {
+            Some(listener) => {
+                listener.local_addr().map_err(|error| failed("read a port", &error))?.to_string()
             }
-            match hear.recv_timeout(LOOK_AGAIN) {
-                Err(RecvTimeoutError::Timeout) => {}
+            None => String::new(),
+        };
+        let everyone: Vec<usize> = (0..environment.world).collect();
+        let told = endpoint
+            .group("store", &everyone)
+            .and_then(|mut group| group.all_gather_bytes(address.as_bytes()))
+            .map_err(|error| error.to_string())?;
+        let text = String::from_utf8_lossy(&told[0]).into_owned();
+        let address = text.parse().map_err(|_| format!("rank 0 named no address: `{text}`"))?;
+        Ok(Self { address, listener, own })
+    }
+}
+
+/// The address of this machine from which packets to `address` are sent.
+fn source_address(address: SocketAddr) -> io::Result<IpAddr> {
+    let any: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+    // Sends nothing.
+    socket.connect(address)?;
+    Ok(socket.local_addr()?.ip())
+}
+
+fn start(
+    environment: &RankEnvironment,
+    python: &Path,
+    store: &Store,
+    assignments: &[Value],
+) -> io::Result<Process> {
+    let RankEnvironment { rank, local_rank, world, .. } = environment;
+    if let Some(listener) = &store.listener {
+        // Python inherits it.
+        fcntl_setfd(listener, FdFlags::empty())?;
+    }
+    let orders = json!({
+        // The equivalent of a native rank's real-time priority.
+        "preferred": environment.realtime,
+        "cuda": environment.devices == DeviceKind::Cuda,
+        "store": {
+            "host": store.address.ip().to_string(),
+            "port": store.address.port(),
+            "listener": store.listener.as_ref().map(AsRawFd::as_raw_fd),
+        },
+        "timeout_s": environment.timeout_s,
+        "assignments": assignments,
+    });
+    let mut program = isolated(python, RANK);
+    program
+        .env("RANK", rank.to_string())
+        .env("LOCAL_RANK", local_rank.to_string())
+        .env("WORLD_SIZE", world.to_string())
+        .env("OMP_NUM_THREADS", "1")
+        .stdout(Stdio::piped());
+    if std::env::var_os("GLOO_SOCKET_IFNAME").is_none() {
+        // Otherwise Gloo takes the address of the host's name, which may be any.
+        let interfaces = if_addrs::get_if_addrs()?;
+        if let Some(interface) = interfaces.iter().find(|interface| interface.ip() == store.own) {
+            program.env("GLOO_SOCKET_IFNAME", &interface.name);
+        }
+    }
+    Process::spawn(program, &serde_json::to_vec(&orders)?)
+}
+
+/// What the keeper of a rank needs to pass on its answers.
+struct Kept<'a> {
+    control: &'a Control,
+    python: &'a Path,
+    /// Time limit for the first heartbeat.
+    limit: Duration,
+}
+
+impl Kept<'_> {
+    /// Passes on what Python says, until it has done all assignments or has failed. `pulse` gives heartbeats
+    /// until Python does.
+    fn pass_on(&self, process: &mut Process, pulse: Pulse, assignments: usize) -> Result<(), Ended> {
+        let mut pulse = Some(pulse);
+        let lines = lines_of(process).map_err(|error| format!("cannot read Python's answers: {error}"))?;
+        let until = Instant::now() + self.limit;
+        let mut done = 0;
+        let mut failed = false;
+        loop {
+            if self.control.stop_requested() {
+                return Err("was stopped".to_owned().into());
+            }
+            let line = match lines.recv_timeout(LOOK_AGAIN) {
+                Ok(line) => line,
                 Err(RecvTimeoutError::Disconnected) => break,
-                Ok((rank, None)) => {
-                    closed[rank] = true;
-                    if answered[rank] < assignments.len() {
-                        let error = self.unfinished(&mut ranks.0, rank);
-                        return Err(cause(&hear, &mut heard, &mut ranks.0, error, rank));
-                    }
+                Err(RecvTimeoutError::Timeout) if pulse.is_some() && Instant::now() > until => {
+                    let limit = self.limit.as_secs_f64();
+                    let message = format!("has sent no heartbeat for {limit} s: it was stopped, or it hangs");
+                    return self.fail(message + &self.named());
                 }
-                Ok((rank, Some(Ok(Answer::Alive)))) => {
-                    silence.heard(rank);
-                    started[rank] = true;
+                Err(RecvTimeoutError::Timeout) => continue,
+            };
+            match serde_json::from_str(&line) {
+                Ok(Answer::Alive) => {
+                    pulse = None;
+                    self.control.alive().map_err(|error| error.to_string())?;
+                    continue;
                 }
-                Ok((rank, Some(Ok(Answer::Progress { assignment, value })))) => {
-                    silence.heard(rank);
-                    heard(News::Progress { assignment, rank, value });
-                }
-                Ok((rank, Some(Ok(Answer::Done { assignment, value })))) => {
-                    silence.heard(rank);
-                    answered[rank] += 1;
-                    let of_all = answers.entry(assignment).or_insert_with(|| vec![None; world]);
-                    of_all[rank] = Some(value);
-                    if of_all.iter().all(Option::is_some) {
-                        let of_all = answers.remove(&assignment).unwrap_or_default();
-                        heard(News::Done { assignment, answers: of_all.into_iter().flatten().collect() });
-                    }
-                }
-                Ok((rank, Some(Ok(Answer::Failed { message, consequence })))) => {
-                    let error = LaunchError::RankFailed { rank, message };
-                    if !consequence {
-                        hand_on(&hear, &mut heard);
-                        return Err(error);
-                    }
-                    return Err(cause(&hear, &mut heard, &mut ranks.0, error, rank));
-                }
-                Ok((rank, Some(Err(detail)))) => return Err(LaunchError::Answer { rank, detail }),
+                Ok(Answer::Progress { .. }) => {}
+                Ok(Answer::Done { .. }) => done += 1,
+                Ok(Answer::Failed { .. }) => failed = true,
+                Err(error) => return self.fail(format!("sent an invalid answer: {error}{}", self.named())),
             }
-            if looked.elapsed() < LOOK_AGAIN {
-                continue;
-            }
-            looked = Instant::now();
-            if let Some((rank, error)) = self.dead(&mut ranks.0) {
-                return Err(cause(&hear, &mut heard, &mut ranks.0, error, rank));
-            }
-            let late = starting.look(|rank| started[rank] || closed[rank]).first().copied();
-            let silent = silence.look(|rank| !started[rank] || closed[rank]).first().copied();
-            if let Some((rank, limit)) =
-                silent.map(|rank| (rank, silence.limit())).or(late.map(|rank| (rank, starting.limit())))
-            {
-                hand_on(&hear, &mut heard);
-                let what = format!(
-                    "has sent no heartbeat for {} s: it was stopped, or it hangs{}",
-                    limit.as_secs_f64(),
-                    self.named()
-                );
-                return Err(LaunchError::RankEnded { rank, what, output: String::new() });
-            }
+            self.control.send(line.as_bytes()).map_err(|error| error.to_string())?;
         }
-        // All ranks have closed their outputs: they end by themselves, or with an error.
+        if failed {
+            return Ok(());
+        }
         let until = Instant::now() + GRACE;
-        while Instant::now() < until && ranks.0.iter_mut().any(|rank| rank.end().is_none()) {
+        while process.end().is_none() && Instant::now() < until {
             std::thread::sleep(LOOK_AGAIN);
         }
-        self.dead(&mut ranks.0).map_or(Ok(()), |(_, error)| Err(error))
+        match process.end() {
+            Some(End::Code(0)) | None if done == assignments => Ok(()),
+            Some(End::Signal(signal)) => self.end_by(signal, &process.output()),
+            Some(End::Code(code)) if code != 0 => {
+                Err(Ended { message: process.output() + &self.named(), code })
+            }
+            _ => Err(format!("ended before the training was complete{}", self.named()).into()),
+        }
     }
 
-    /// The Python interpreter, for messages.
+    /// The rank ends like Python, so that the launcher sees how.
+    fn end_by(&self, signal: i32, output: &str) -> Result<(), Ended> {
+        if let Some(signal) = Signal::from_named_raw(signal) {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
+        }
+        // A signal that this process ignores.
+        Err(format!("Python was killed by signal {signal}{}{output}", self.named()).into())
+    }
+
+    fn fail(&self, message: String) -> Result<(), Ended> {
+        let answer = serde_json::to_vec(&Answer::Failed { message, consequence: false });
+        let answer = answer.map_err(|error| error.to_string())?;
+        self.control.send(&answer).map_err(|error| error.to_string().into())
+    }
+
+    /// The interpreter, for messages.
     fn named(&self) -> String {
         format!(" (engine torch, run by {})", self.python.display())
     }
+}
 
-    /// The error of a rank that has closed its connection before it has sent all answers.
-    fn unfinished(&self, ranks: &mut [Process], rank: usize) -> LaunchError {
-        let until = Instant::now() + GRACE;
-        while Instant::now() < until && ranks[rank].end().is_none() {
-            std::thread::sleep(LOOK_AGAIN);
-        }
-        if let Some((_, error)) = self.dead(&mut ranks[rank..=rank]) {
-            return match error {
-                LaunchError::RankEnded { what, output, .. } => LaunchError::RankEnded { rank, what, output },
-                other => other,
-            };
-        }
-        let what = format!("ended before the training was complete{}", self.named());
-        LaunchError::RankEnded { rank, what, output: String::new() }
-    }
-
-    /// The first rank that has ended badly.
-    fn dead(&self, ranks: &mut [Process]) -> Option<(usize, LaunchError)> {
-        let (rank, what) =
-            ranks.iter_mut().enumerate().find_map(|(rank, process)| match process.end()? {
-                End::Signal(signal) => Some((rank, killed_by(signal))),
-                End::Code(0) => None,
-                End::Code(code) => Some((rank, format!("ended with exit code {code}{}", self.named()))),
-                _ => None,
-            })?;
-        // Its last output may arrive after its end.
-        let output = ranks[rank].output();
-        let output = if output.is_empty() { output } else { format!("; it wrote:\n{output}") };
-        Some((rank, LaunchError::RankEnded { rank, what, output }))
-    }
-
-    fn start(
-        &self,
-        rank: usize,
-        world: usize,
-        orders: &[u8],
-        say: Sender<Word>,
-    ) -> Result<Process, LaunchError> {
-        let mut program = isolated(&self.python, RANK);
-        program
-            .env("RANK", rank.to_string())
-            .env("LOCAL_RANK", rank.to_string())
-            .env("WORLD_SIZE", world.to_string())
-            .env("OMP_NUM_THREADS", "1")
-            .stdout(Stdio::piped());
-        if std::env::var_os("GLOO_SOCKET_IFNAME").is_none() {
-            // All ranks are on this machine; the host's own name may resolve to any address.
-            program.env("GLOO_SOCKET_IFNAME", "lo");
-        }
-        let failed = |source| LaunchError::Spawn { rank, program: self.python.display().to_string(), source };
-        let mut process = Process::spawn(program, orders).map_err(failed)?;
-        if let Some(answers) = process.answers() {
-            let listen = move || {
-                for line in BufReader::new(answers).lines().map_while(Result::ok) {
-                    let answer = serde_json::from_str(&line).map_err(|error| error.to_string());
-                    if say.send((rank, Some(answer))).is_err() {
-                        return;
-                    }
+/// The lines of a process's standard output.
+fn lines_of(process: &mut Process) -> io::Result<Receiver<String>> {
+    let (say, hear) = channel();
+    if let Some(answers) = process.answers() {
+        let listen = move || {
+            for line in BufReader::new(answers).lines().map_while(Result::ok) {
+                if say.send(line).is_err() {
+                    return;
                 }
-                let _ = say.send((rank, None));
-            };
-            std::thread::Builder::new().name("answers".to_owned()).spawn(listen).map_err(failed)?;
-        }
-        Ok(process)
+            }
+        };
+        std::thread::Builder::new().name("answers".to_owned()).spawn(listen)?;
     }
+    Ok(hear)
 }
 
 /// A Python that runs `code` and imports nothing from the working folder: training a plan from a downloaded
@@ -278,69 +321,4 @@ fn checked(python: &Path) -> Result<Output, String> {
         patience.count(LOOK_AGAIN);
     }
     child.wait_with_output().map_err(failed)
-}
-
-/// Rank `rank` ended first, possibly because of another rank. The cause is a rank's own error, or the signal
-/// that killed it.
-fn cause(
-    hear: &Receiver<Word>,
-    heard: &mut impl FnMut(News),
-    ranks: &mut [Process],
-    first: LaunchError,
-    rank: usize,
-) -> LaunchError {
-    if matches!(ranks[rank].end(), Some(End::Signal(_))) {
-        hand_on(hear, heard);
-        return first;
-    }
-    let until = Instant::now() + GRACE;
-    while Instant::now() < until {
-        match hear.recv_timeout(LOOK_AGAIN) {
-            Ok((rank, Some(Ok(Answer::Failed { message, consequence: false })))) => {
-                return LaunchError::RankFailed { rank, message };
-            }
-            Ok((rank, Some(Ok(Answer::Progress { assignment, value })))) => {
-                heard(News::Progress { assignment, rank, value });
-            }
-            // All ranks have closed their outputs.
-            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK_AGAIN),
-            _ => {}
-        }
-        for (rank, process) in ranks.iter_mut().enumerate() {
-            if let Some(End::Signal(signal)) = process.end() {
-                let (what, output) = (killed_by(signal), String::new());
-                return LaunchError::RankEnded { rank, what, output };
-            }
-        }
-    }
-    first
-}
-
-/// Passes on the progress that ranks reported before the launch ended.
-fn hand_on(hear: &Receiver<Word>, heard: &mut impl FnMut(News)) {
-    for (rank, word) in hear.try_iter() {
-        if let Some(Ok(Answer::Progress { assignment, value })) = word {
-            heard(News::Progress { assignment, rank, value });
-        }
-    }
-}
-
-/// The ranks of a launch, which end together when this is dropped.
-struct Together(Vec<Process>);
-
-impl Drop for Together {
-    fn drop(&mut self) {
-        // Waits for all remaining ranks concurrently.
-        self.0.iter_mut().for_each(Process::tell_to_end);
-    }
-}
-
-/// The rendezvous file of the ranks.
-struct Meeting(PathBuf);
-
-impl Drop for Meeting {
-    fn drop(&mut self) {
-        // The ranks may have removed it themselves.
-        let _ = std::fs::remove_file(&self.0);
-    }
 }

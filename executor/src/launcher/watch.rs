@@ -255,7 +255,10 @@ mod tests {
 
     fn options(program: &[&str], timeout: Duration) -> LaunchOptions {
         LaunchOptions {
-            runner: Runner::Program(program.iter().map(Into::into).collect()),
+            runner: Runner::Program {
+                command: program.iter().map(Into::into).collect(),
+                python: std::path::PathBuf::new(),
+            },
             rendezvous: "127.0.0.1:0".parse().unwrap(),
             timeout,
             realtime: false,
@@ -263,7 +266,7 @@ mod tests {
             stop: Arc::default(),
             agents: None,
             network: None,
-            torch: None,
+            engine: autodist_spec::Engine::Native,
             warn: |_| (),
         }
     }
@@ -280,6 +283,8 @@ mod tests {
             timeout_s: 60.0,
             realtime: false,
             devices: DeviceKind::Cpu,
+            engine: autodist_spec::Engine::Native,
+            python: None,
         };
         let mut ranks = Ranks::new(&options);
         ranks.start(&environment, "", &[]).unwrap();

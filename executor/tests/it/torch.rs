@@ -4,7 +4,7 @@
 use crate::common;
 
 use autodist_compute::Cpu;
-use autodist_executor::launcher::{LaunchError, LaunchOptions, News, Runner, Torch, launch};
+use autodist_executor::launcher::{LaunchError, LaunchOptions, News, Runner, Torch, is_rank, launch, serve};
 use autodist_executor::{Growing, Task, local};
 use autodist_program::{engine, stages};
 use autodist_spec::profile::Environment;
@@ -40,8 +40,17 @@ static TORCH: LazyLock<Option<Torch>> = LazyLock::new(|| {
 
 fn options(torch: &Torch) -> LaunchOptions {
     LaunchOptions {
-        // Not used: PyTorch's ranks are run by its own program.
-        runner: Runner::Program(Vec::new()),
+        runner: Runner::Program {
+            // This program, which as a rank runs only the test that serves.
+            command: [
+                std::env::current_exe().unwrap().into_os_string(),
+                "torch::a_rank_must_be_started_by_autodist".into(),
+                "--exact".into(),
+                "--nocapture".into(),
+            ]
+            .into(),
+            python: torch.python().to_owned(),
+        },
         rendezvous: "127.0.0.1:0".parse().unwrap(),
         timeout: TIMEOUT,
         realtime: false,
@@ -49,9 +58,19 @@ fn options(torch: &Torch) -> LaunchOptions {
         stop: std::sync::Arc::default(),
         agents: None,
         network: None,
-        torch: Some(torch.clone()),
+        engine: Engine::Torch,
         warn: |_| {},
     }
+}
+
+#[test]
+fn a_rank_must_be_started_by_autodist() {
+    let started = is_rank();
+    let code = serve(|_, _, _| unreachable!("PyTorch answers"));
+    if started {
+        std::process::exit(code);
+    }
+    assert_eq!(code, 1);
 }
 
 fn task(llama: bool, strategy: ParallelStrategy) -> Task {

@@ -64,7 +64,7 @@ def serve() -> int:
     give_signs(lambda: say("alive"), min(orders["timeout_s"] / 8, 1.0))
 
     try:
-        world = World.join(orders["cuda"], orders["meeting"], orders["timeout_s"])
+        world = World.join(orders["cuda"], orders["store"], orders["timeout_s"])
         for index, assignment in enumerate(orders["assignments"]):
 
             def tell(value: Any, index: int = index) -> None:

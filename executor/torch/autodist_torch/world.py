@@ -2,9 +2,9 @@
 
 import os
 import threading
-import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,8 @@ class World:
     cores: frozenset[int]
 
     @staticmethod
-    def join(cuda: bool = False, meeting: str | None = None, timeout_s: float = 600.0) -> "World":
-        """As torchrun's environment says; the ranks find each other by the file `meeting`, or by its address."""
+    def join(cuda: bool = False, store: dict[str, Any] | None = None, timeout_s: float = 600.0) -> "World":
+        """As torchrun's environment says; the ranks find each other at `store`, or at torchrun's address."""
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         local = int(os.environ.get("LOCAL_RANK", rank))
         # One core a rank, as the native engine computes.
@@ -33,7 +33,7 @@ class World:
         limit = timedelta(seconds=timeout_s)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=None if meeting is None else _meet(meeting, rank, size, limit),
+            store=None if store is None else _store(store, rank, size, limit),
             rank=rank,
             world_size=size,
             timeout=limit,
@@ -60,18 +60,14 @@ class World:
             torch.cuda.synchronize()
 
 
-def _meet(path: str, rank: int, size: int, limit: timedelta) -> dist.Store:
-    """The first rank takes a free port and leaves its number in the file, where the others wait for it."""
-    if rank == 0:
-        store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, timeout=limit, wait_for_workers=False)
-        with open(f"{path}.new", "w", encoding="ascii") as file:
-            file.write(str(store.port))
-        os.replace(f"{path}.new", path)
-        return store
-    until = time.monotonic() + limit.total_seconds()
-    while not os.path.exists(path):
-        if time.monotonic() > until:
-            raise TimeoutError("the first rank has not come")
-        time.sleep(0.05)
-    with open(path, encoding="ascii") as file:
-        return dist.TCPStore("127.0.0.1", int(file.read()), size, is_master=False, timeout=limit)
+def _store(place: dict[str, Any], rank: int, size: int, limit: timedelta) -> dist.Store:
+    """Where the ranks find each other: the first listens on a socket that it has inherited."""
+    return dist.TCPStore(
+        place["host"],
+        place["port"],
+        size,
+        is_master=rank == 0,
+        timeout=limit,
+        wait_for_workers=False,
+        master_listen_fd=place["listener"],
+    )
