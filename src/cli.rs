@@ -8,6 +8,7 @@ pub mod look;
 mod measured;
 mod mistakes;
 mod ranks;
+mod software;
 mod strategy;
 mod understood;
 mod values;
@@ -19,15 +20,15 @@ pub use job::{AllowArg, CatalogueArgs, FigureArgs, JobArgs, ModelArg, PriceArgs}
 pub use measured::{BacktestArgs, CalibrateArgs, MeasuredRun, MeasuredRunArgs};
 pub use mistakes::explained;
 pub use ranks::{DevicesArg, RanksArgs, RunArgs, TransportArg};
+pub use software::SoftwareArgs;
 pub use strategy::{Layout, StrategyArgs};
 pub use understood::understood;
 
-use autodist_analytic::Trainer;
 use autodist_exporters::Target;
 use autodist_spec::{Precision, quantity};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
-use values::{one_of, own_precisions, trainers};
+use values::{one_of, own_precisions};
 
 /// Plan distributed training: find the fastest parallel strategy for a model on a cluster, and check it by
 /// training
@@ -154,10 +155,8 @@ pub struct PlanArgs {
     pub strategy: StrategyArgs,
     #[command(flatten)]
     pub fewer: FewerArgs,
-    /// Training framework to plan for (megatron: Megatron-LM of 2021; megatron-core: since 2023); only
-    /// without a profile [default: megatron-core]
-    #[arg(help_heading = "Search", long, value_parser = trainers())]
-    pub trainer: Option<Trainer>,
+    #[command(flatten)]
+    pub software: SoftwareArgs,
     #[command(flatten)]
     pub figures: FigureArgs,
     /// File that `validate --probe` wrote (validation.json): measured cost of lossy codecs, in steps
@@ -186,7 +185,7 @@ pub struct EstimateArgs {
     /// Plan document whose strategy and stages are priced, instead of flags
     #[arg(conflicts_with_all = [
         "model", "job", "global_batch", "global_batch_tokens", "seq_len", "seed", "learning_rate", "precision", "cluster", "device_memory", "tp", "pp",
-        "dp", "cp", "ep", "vpp", "zero", "shard", "sp", "no_sp", "recompute", "micro_batch", "schedule", "bucket_bytes", "trainer", "best",
+        "dp", "cp", "ep", "vpp", "zero", "shard", "sp", "no_sp", "recompute", "micro_batch", "schedule", "bucket_bytes", "trainer", "attention", "loss", "best",
     ])]
     pub plan: Option<PathBuf>,
     /// Read the job and the strategy from a trainer's own configuration, e.g., `--from megatron pretrain.sh`;
@@ -209,10 +208,8 @@ pub struct EstimateArgs {
     /// With --best: leave devices off if fewer are as fast [default: without a profile]
     #[arg(help_heading = "Search", long, requires = "best")]
     pub fewer_devices: bool,
-    /// Training framework to predict for (megatron: Megatron-LM of 2021; megatron-core: since 2023); only
-    /// without a profile [default: megatron-core]
-    #[arg(help_heading = "Search", long, value_parser = trainers())]
-    pub trainer: Option<Trainer>,
+    #[command(flatten)]
+    pub software: SoftwareArgs,
     /// Search the strategies that the flags leave open, as `plan --top COUNT` does (10 if no number is given)
     #[arg(help_heading = "Search", long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "10", conflicts_with = "plan")]
     pub best: Option<usize>,

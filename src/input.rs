@@ -398,6 +398,13 @@ pub fn runs(paths: &[PathBuf], catalogue: &Catalogue) -> Result<Vec<TableRow>, F
                 "{file}: columns that are not read: {columns}; docs/files.md lists those that are"
             ));
         }
+        let missing: Vec<_> = table::missing_columns(&content, &file, catalogue)?.into_iter().collect();
+        if !missing.is_empty() {
+            output::note(&format!(
+                "{file}: facts of the software are read from `source`, `url_or_repo_path` and `notes`; there are columns for them: {}",
+                missing.join(", ")
+            ));
+        }
         let known: BTreeSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
         if let Some(twice) = more.iter().find(|row| known.contains(row.id.as_str())) {
             let error = InputError::new("id", &twice.id, "is also in another table").in_file(&file);

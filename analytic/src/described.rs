@@ -1,7 +1,8 @@
 //! Derives a run from the fields of a line, and records the assumptions.
 
 use crate::fields::Fields;
-use crate::machine::{Generation, NodeModel, Uplink};
+use crate::kernel_choice::LossKind;
+use crate::machine::{NodeModel, Uplink};
 use crate::parameters::FreeParameters;
 use crate::run::{ParallelDims, TrainingRun};
 use crate::trainer::{AttentionKind, Trainer};
@@ -46,22 +47,26 @@ impl<'a> Machines<'a> {
 }
 
 /// The run of a line, with its assumptions; or the reason why the line does not describe a run.
-pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Result<TrainingRun, String> {
+/// Rules are for runs that did not take place.
+pub(crate) fn run(
+    fields: &Fields,
+    machines: &mut Machines,
+    sparse: bool,
+    took_place: bool,
+) -> Result<TrainingRun, String> {
     let catalogue = machines.catalogue;
     let mut assumptions = Vec::new();
-    let prose = ["source", "url_or_repo_path", "notes"].map(|name| fields.text(name).unwrap_or_default());
-    let prose = prose.join(" ").to_ascii_lowercase();
     let model = model(fields, sparse, &mut assumptions)?;
     let (device, exact) = words::device(catalogue, fields.text("gpu").ok_or("`gpu` is not given")?)?;
     if !exact {
         assumptions.push(format!("device taken to be {device}"));
     }
-    let trainer = trainer(fields, &prose, &device, &mut assumptions)?;
+    let trainer = trainer(fields, &device, &mut assumptions)?;
     let devices = fields.needed("gpus_total")?;
     if devices > MOST_DEVICES {
         return Err(format!("`gpus_total` is `{devices}`: expected a whole number from 1 to {MOST_DEVICES}"));
     }
-    let layout = layout(fields, &prose, trainer, devices, &mut assumptions)?;
+    let layout = layout(fields, trainer, devices, &mut assumptions)?;
     let link = fields.text("inter_link").unwrap_or_default();
     let rack = words::rack(catalogue, link, &device);
     let per_node = rack
@@ -78,8 +83,8 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     let machine = machines.get(&device, per_node, uplink.as_ref())?;
 
     let mut run = TrainingRun::new(&model, machine, layout, trainer);
-    run.attention = attention(&prose, &run, &mut assumptions);
-    run.eager |= trainer == Trainer::Fsdp2 && !prose.contains("compile");
+    run.attention = attention(fields, &run, &mut assumptions)?;
+    run.eager |= trainer == Trainer::Fsdp2 && fields.flag("compiled")? != Some(true);
     run.seq_len = fields.needed("seq_len")?;
     run.global_batch = fields.needed("global_batch")?;
     run.dtype = dtype(fields, &mut assumptions)?;
@@ -96,15 +101,13 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
             wanted
         }
     };
-    if prose.contains("no overlap") {
-        run.overlap = false;
-    }
-    run.fused_loss = prose.contains("cross-entropy fusion") || prose.contains("fused cross");
+    run.overlap = fields.flag("overlap")?.unwrap_or(run.overlap);
+    run.fused_loss = fields.named("loss", "fused or whole")? == Some(LossKind::Fused);
     run.broadcasts = trainer == Trainer::Internevo;
-    run.recompute = recompute(fields, &run, &prose, &mut assumptions)?;
-    run.assumptions = assumptions;
+    run.recompute = recompute(fields, &run, &mut assumptions)?;
     let said = |error: InputError| format!("`{}` is `{}`: {}", error.field, error.value, error.problem);
-    run.check().map_err(said)?;
+    assumptions.extend(run.check(took_place).map_err(said)?);
+    run.assumptions = assumptions;
     // Sizes that are valid one by one can give a step time that overflows; one such row would spoil all
     // averages.
     run.estimate(FreeParameters::shipped()).check().map_err(said)?;
@@ -182,73 +185,42 @@ fn model(fields: &Fields, sparse: bool, assumptions: &mut Vec<String>) -> Result
     })
 }
 
-fn trainer(
-    fields: &Fields,
-    prose: &str,
-    device: &str,
-    assumptions: &mut Vec<String>,
-) -> Result<Trainer, String> {
-    if let Some(name) = fields.text("trainer") {
-        return name
-            .parse()
-            .map_err(|_| format!("`trainer` is `{name}`: expected one of those in docs/files.md"));
+fn trainer(fields: &Fields, device: &str, assumptions: &mut Vec<String>) -> Result<Trainer, String> {
+    if let Some(trainer) = fields.named("trainer", "one of those in docs/files.md")? {
+        return Ok(trainer);
     }
+    let sharded = fields.text("zero_stage") == Some("3");
     let young = !(device.starts_with("v100") || device.starts_with("a100"));
-    match Trainer::of_words(prose) {
-        Some(Trainer::Megatron) if young || is_of_2022(fields, prose) => Ok(Trainer::MegatronCore),
-        Some(trainer) => Ok(trainer),
-        None => {
-            let sharded = fields.text("zero_stage") == Some("3");
-            let young =
-                young || device.starts_with("a100") && words::year(prose).is_none_or(|year| year >= 2022);
-            let trainer = match (sharded, young) {
-                (true, true) => Trainer::Fsdp2,
-                (true, false) => Trainer::Fsdp,
-                (false, true) => Trainer::MegatronCore,
-                (false, false) => Trainer::Megatron,
-            };
-            assumptions.push(format!("trained by {trainer}: not named"));
-            Ok(trainer)
-        }
-    }
+    let young = young || device.starts_with("a100") && fields.year()?.is_none_or(|year| year >= 2022);
+    let trainer = match (sharded, young) {
+        (true, true) => Trainer::Fsdp2,
+        (true, false) => Trainer::Fsdp,
+        (false, true) => Trainer::MegatronCore,
+        (false, false) => Trainer::Megatron,
+    };
+    assumptions.push(format!("trained by {trainer}: not named"));
+    Ok(trainer)
 }
 
-/// Whether the source's text dates the Megatron version to before Megatron-Core, or names software of that
-/// time.
-fn is_of_2022(fields: &Fields, prose: &str) -> bool {
-    words::year(prose).is_some_and(|year| year >= 2022)
-        || fields.text("sequence_parallel") == Some("yes")
-        || fields.text("recompute") == Some("selective")
-        || prose.contains("flash")
-}
-
-/// The trainer's default, unless the source names another, or dates Megatron to before fused attention.
-fn attention(prose: &str, run: &TrainingRun, assumptions: &mut Vec<String>) -> AttentionKind {
-    // PyTorch has preferred cuDNN's attention on Hopper and later since 2.10, of January 2026
-    // (`check_prefer_cudnn_attention` of `sdp_utils.cpp`).
-    let older = run.attention == AttentionKind::Cudnn
-        && (prose.contains("flash") || words::year(prose).is_some_and(|year| year <= 2025));
-    let usual = if older { AttentionKind::SecondFlash } else { run.attention };
-    if words::named_unfused(prose) {
-        return AttentionKind::Unfused;
+/// The kernel that was used, or the trainer's default in its year.
+fn attention(
+    fields: &Fields,
+    run: &TrainingRun,
+    assumptions: &mut Vec<String>,
+) -> Result<AttentionKind, String> {
+    let generation = run.machine.generation;
+    if let Some(named) = fields.named("attention", "unfused, flash or cudnn")? {
+        return Ok(run.trainer.attention_as(named, generation));
     }
-    if prose.contains("flash") {
-        return if usual == AttentionKind::Unfused { AttentionKind::Flash } else { usual };
-    }
-    // Megatron used fused attention only on request, until it became the default with Transformer Engine on
-    // Hopper.
-    let last = if run.machine.generation == Generation::Ampere { 2024 } else { 2022 };
-    let before = words::year(prose).is_some_and(|year| year <= last);
-    if run.trainer == Trainer::MegatronCore && before {
+    let year = fields.year()?;
+    if run.trainer.had_unfused(year, generation) {
         assumptions.push("attention not fused: of those years, and not named".to_owned());
-        return AttentionKind::Unfused;
     }
-    usual
+    Ok(run.trainer.attention_of(year, generation))
 }
 
 fn layout(
     fields: &Fields,
-    prose: &str,
     trainer: Trainer,
     devices: u32,
     assumptions: &mut Vec<String>,
@@ -283,15 +255,12 @@ fn layout(
             stage
         }
     };
-    let shard = fields
-        .count("shard")?
-        .or_else(|| words::number_after(prose, "shard group "))
-        .map_or(data, |s| s.min(data));
+    let shard = fields.count("shard")?.map_or(data, |s| s.min(data));
     let sequence_parallel = match fields.text("sequence_parallel") {
         Some("yes" | "true" | "1") => true,
         Some(_) => false,
         None => {
-            let usual = trainer.traits().splits_sequences && tensor > 1;
+            let usual = trainer.abilities().sequence_parallel && tensor > 1;
             if usual {
                 assumptions.push("sequence parallelism: not given".to_owned());
             }
@@ -336,12 +305,7 @@ fn dtype(fields: &Fields, assumptions: &mut Vec<String>) -> Result<Precision, St
 }
 
 /// An unknown mode is assumed to be the cheapest that fits into memory, and is recorded as an assumption.
-fn recompute(
-    fields: &Fields,
-    run: &TrainingRun,
-    prose: &str,
-    assumptions: &mut Vec<String>,
-) -> Result<Recompute, String> {
+fn recompute(fields: &Fields, run: &TrainingRun, assumptions: &mut Vec<String>) -> Result<Recompute, String> {
     match fields.text("recompute").map(str::to_ascii_lowercase).as_deref() {
         Some("none" | "no") => return Ok(Recompute::None),
         Some(text) if text.starts_with("selective") => return Ok(Recompute::Selective),
@@ -350,7 +314,7 @@ fn recompute(
         None => {}
     }
     // Before 2022, no trainer recomputed only the attention scores.
-    let early = words::year(prose).is_some_and(|year| year <= 2022);
+    let early = fields.year()?.is_some_and(|year| year <= 2022);
     if run.trainer == Trainer::Nemo && run.layout.zero_stage == 3 {
         assumptions
             .push("no recomputation, what does not fit offloaded as in those recipes: not given".to_owned());
@@ -369,24 +333,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_year_and_the_words_of_a_source_say_which_attention_it_had() {
+    fn the_year_and_the_columns_say_which_attention_it_had() {
         let catalogue = Catalogue::shipped();
-        let attention = |trainer: &str, gpu: &str, notes: &str| {
+        let attention = |trainer: &str, gpu: &str, year: &str, named: &str| {
             let sizes = ["gpus_total", "hidden", "layers", "seq_len", "global_batch", "vocab", "params_b"];
             let sizes = sizes.into_iter().zip(["8", "4096", "32", "4096", "8", "32000", "7"]);
-            let words = [("model_family", "llama"), ("trainer", trainer), ("gpu", gpu), ("notes", notes)];
+            let words = [("model_family", "llama"), ("trainer", trainer), ("gpu", gpu)];
+            let words = words.into_iter().chain([("trainer_year", year), ("attention", named)]);
             let fields = Fields::new(sizes.chain(words));
-            run(&fields, &mut Machines::of(&catalogue), false).unwrap().attention
+            run(&fields, &mut Machines::of(&catalogue), false, false).map(|run| run.attention)
         };
-        for (gpu, notes, expected) in [
-            ("H100 SXM", "2026", AttentionKind::Cudnn),
-            ("H100 SXM", "2024", AttentionKind::SecondFlash),
-            ("H100 SXM", "2024, flash attention", AttentionKind::SecondFlash),
-            ("H100 SXM", "flash attention", AttentionKind::SecondFlash),
-            ("H100 SXM", "2024, unfused attention", AttentionKind::Unfused),
-            ("V100", "2024", AttentionKind::Unfused),
+        for (gpu, year, named, expected) in [
+            ("H100 SXM", "2026", "", AttentionKind::Cudnn),
+            ("H100 SXM", "2024", "", AttentionKind::SecondFlash),
+            ("H100 SXM", "2024", "flash", AttentionKind::SecondFlash),
+            ("H100 SXM", "", "flash", AttentionKind::SecondFlash),
+            ("H100 SXM", "2024", "unfused", AttentionKind::Unfused),
+            ("V100", "2024", "", AttentionKind::Unfused),
         ] {
-            assert_eq!(attention("fsdp2", gpu, notes), expected, "{gpu}, {notes}");
+            assert_eq!(attention("fsdp2", gpu, year, named), Ok(expected), "{gpu}, {year}, {named}");
         }
+        let refused = |year, named| attention("fsdp2", "H100 SXM", year, named).unwrap_err();
+        assert!(refused("24", "").contains("`trainer_year` is `24`: expected a year"));
+        assert!(refused("", "fast").contains("`attention` is `fast`: expected unfused, flash or cudnn"));
     }
 }

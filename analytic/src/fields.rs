@@ -48,6 +48,31 @@ impl<'a> Fields<'a> {
         }
     }
 
+    pub fn flag(&self, name: &str) -> Result<Option<bool>, String> {
+        match self.text(name) {
+            None => Ok(None),
+            Some("yes" | "true" | "1") => Ok(Some(true)),
+            Some("no" | "false" | "0") => Ok(Some(false)),
+            Some(other) => Err(format!("`{name}` is `{other}`: expected yes or no")),
+        }
+    }
+
+    /// The year in which the trainer was used.
+    pub fn year(&self) -> Result<Option<u32>, String> {
+        match self.count("trainer_year")? {
+            Some(year) if !(2018..=2100).contains(&year) => {
+                Err(format!("`trainer_year` is `{year}`: expected a year from 2018"))
+            }
+            year => Ok(year),
+        }
+    }
+
+    /// A value by its name.
+    pub fn named<T: std::str::FromStr>(&self, name: &str, known: &str) -> Result<Option<T>, String> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| format!("`{name}` is `{text}`: expected {known}"))
+    }
+
     pub fn needed(&self, name: &str) -> Result<u32, String> {
         self.count(name)?.ok_or_else(|| format!("`{name}` is not given"))
     }

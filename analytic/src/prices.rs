@@ -479,16 +479,6 @@ impl Prices for CataloguePrices {
             }
             _ => bytes.as_f64(),
         };
-        if strategy.zero_stage > 0 && strategy.shard < strategy.data && !self.run.trainer.traits().hybrid {
-            return Err(Unpriced {
-                what: format!(
-                    "{} shards over all data-parallel ranks, not over groups of them",
-                    self.run.trainer
-                ),
-                hint: "remove `--shard`, or plan for another trainer".to_owned(),
-                doubted: false,
-            });
-        }
         // Under ZeRO-1 and 2 only Megatron-Core reduce-scatters: the others all-reduce whole gradients.
         let whole = matches!(strategy.zero_stage, 1 | 2) && !self.run.trainer.traits().core;
         let alone = match purpose {

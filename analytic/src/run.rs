@@ -3,8 +3,11 @@
 use crate::machine::NodeModel;
 use crate::memory::Memory;
 use crate::trainer::{AttentionKind, Trainer};
+use autodist_program::framework;
+use autodist_program::rules::{self, Rule};
 use autodist_spec::{
-    BlockSpec, InputError, Kernels, ModelSpec, Positions, Precision, Recompute, Segment, Shard,
+    BlockSpec, InputError, Job, Kernels, ModelSpec, ParallelStrategy, Positions, Precision, Recompute,
+    ScheduleKind, Segment, Shard,
 };
 use std::sync::Arc;
 
@@ -197,70 +200,53 @@ impl TrainingRun {
         modes.filter(|mode| *mode != Recompute::Full).find(fits).unwrap_or(Recompute::Full)
     }
 
-    /// # Errors
-    /// Degrees do not fit the model, the batch or each other.
-    pub fn check(&self) -> Result<(), InputError> {
+    /// The strategy of the layout. ZeRO has nothing to shard over one rank.
+    pub fn strategy(&self) -> ParallelStrategy {
         let layout = &self.layout;
-        let wrong = |field: &str, value: u32, problem: String, hint: &str| {
-            Err(InputError::new(field, value, problem).hint(hint))
+        let sharded = layout.zero_stage > 0 && layout.shards() > 1;
+        ParallelStrategy {
+            tensor: layout.tensor,
+            pipeline: layout.pipeline,
+            context: layout.context,
+            expert: layout.expert,
+            virtual_stages: layout.virtual_stages,
+            schedule: if layout.virtual_stages > 1 {
+                ScheduleKind::Interleaved
+            } else {
+                ScheduleKind::OneFOneB
+            },
+            zero_stage: if sharded { layout.zero_stage } else { 0 },
+            shard: if sharded { layout.shard } else { 1 },
+            sequence_parallel: layout.sequence_parallel,
+            recompute: self.recompute,
+            ..ParallelStrategy::data_parallel(layout.data, self.micro_batch)
+        }
+    }
+
+    /// The rule that a run breaks which took place all the same, so that the facts given of it are incomplete: heads and
+    /// batches that do not divide are priced by their means.
+    ///
+    /// # Errors
+    /// The layout breaks a rule: of every strategy, or of the trainer.
+    pub fn check(&self, took_place: bool) -> Result<Option<String>, InputError> {
+        let strategy = self.strategy();
+        let job = Job { precision: self.dtype, ..Job::new(self.global_batch, self.seq_len) };
+        let broken = rules::check_strategy(&self.model, &job, self.layout.devices(), &strategy);
+        let broken = broken
+            .and_then(|()| Ok(framework::check(self.trainer.framework(), &self.model, &job, &strategy)?));
+        let Err(broken) = broken else { return Ok(None) };
+        let ParallelDims { tensor, pipeline, expert, .. } = self.layout;
+        let uneven = match broken.rule {
+            Rule::TensorDivides | Rule::Batch | Rule::Framework => true,
+            // Experts that no tensor-parallel ranks split are distributed over these, too.
+            Rule::Experts => self.block.experts.is_some_and(|experts| experts.count.is_multiple_of(expert)),
+            _ => false,
         };
-        if layout.pipeline > self.model.layers {
-            let problem = format!("must be at most {}, the number of blocks", self.model.layers);
-            return wrong(
-                "pp",
-                layout.pipeline,
-                problem,
-                "use fewer stages: every stage needs at least one block",
-            );
+        let parts =
+            tensor <= self.block.heads && pipeline <= self.model.layers && self.micro_batches() >= 1.0;
+        if took_place && uneven && parts {
+            return Ok(Some(format!("although {}", broken.reason)));
         }
-        if layout.virtual_stages > 1 && layout.pipeline == 1 {
-            let problem = "needs pipeline parallelism".to_owned();
-            return wrong("vpp", layout.virtual_stages, problem, "set `--pp` above 1, or remove `--vpp`");
-        }
-        if layout.tensor > self.block.heads {
-            let problem = format!("must be at most {}, the number of heads", self.block.heads);
-            return wrong("tp", layout.tensor, problem, "use a divisor of the number of heads");
-        }
-        if layout.shard > layout.data {
-            let problem = format!("must be at most {}, the number of data-parallel ranks", layout.data);
-            return wrong(
-                "shard",
-                layout.shard,
-                problem,
-                "use a divisor of that number, or remove `--shard`",
-            );
-        }
-        if layout.context > self.seq_len {
-            let problem = format!("must be at most {}, the number of tokens in a sequence", self.seq_len);
-            return wrong(
-                "cp",
-                layout.context,
-                problem,
-                "use fewer ranks: every rank needs at least one token",
-            );
-        }
-        if self.block.experts.is_none() && layout.expert > 1 {
-            let problem = "the model has no experts".to_owned();
-            return wrong("ep", layout.expert, problem, "remove `--ep`, or use a model with experts");
-        }
-        if let Some(experts) = self.block.experts
-            && experts.count % layout.expert != 0
-        {
-            let problem = format!("must divide the {} experts", experts.count);
-            return wrong("ep", layout.expert, problem, "use a divisor of the number of experts");
-        }
-        if self.micro_batches() < 1.0 {
-            let problem = format!(
-                "is smaller than one micro-batch of {} for each of {} replicas",
-                self.micro_batch, layout.data
-            );
-            return wrong(
-                "global_batch",
-                self.global_batch,
-                problem,
-                "raise `--global-batch`, or lower `--dp` or `--micro-batch`",
-            );
-        }
-        Ok(())
+        Err(InputError::new("layout", strategy.label(), broken.reason))
     }
 }

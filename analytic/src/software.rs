@@ -1,10 +1,10 @@
 //! The strategies that a trainer supports, as the space of a search.
 
 use crate::trainer::Trainer;
+use autodist_program::Framework;
+use autodist_program::framework::Abilities;
 use autodist_spec::job::Allow;
-use autodist_spec::{
-    Bytes, Codec, InputError, Job, Optimizer, ParallelStrategy, Precision, Recompute, ScheduleKind,
-};
+use autodist_spec::{Bytes, Codec, InputError, Job, Optimizer, Precision, Recompute, ScheduleKind};
 
 /// Micro-batches of a search that the job does not restrict; larger ones do not make GEMMs faster.
 const MICRO_BATCHES: [u32; 5] = [1, 2, 4, 8, 16];
@@ -16,41 +16,35 @@ const LEAST_TOKENS: u32 = 4096;
 /// Megatron-Core's smallest bucket: 40 million gradients in fp32 (`ddp_bucket_size`).
 pub const BUCKET: Bytes = Bytes(4 * 40_000_000);
 
-/// # Errors
-/// The trainer does not support a given strategy. Pipelines of FSDP2 and tensor parallelism of DeepSpeed
-/// (AutoTP), which no search has, are priced.
-pub fn check(trainer: Trainer, strategy: &ParallelStrategy) -> Result<(), InputError> {
-    let traits = trainer.traits();
-    let pipelines = traits.pipelines || trainer == Trainer::Fsdp2;
-    let tensor = traits.tensor || trainer == Trainer::Deepspeed;
-    let groups = strategy.zero_stage > 0 && strategy.shard < strategy.data;
-    let zero = !traits.zero_stages.contains(&strategy.zero_stage);
-    let uses = |field, value: u32, beyond: u32, supported: bool| (field, value, value > beyond && !supported);
-    for (field, value, refused) in [
-        uses("--tp", strategy.tensor, 1, tensor),
-        uses("--pp", strategy.pipeline, 1, pipelines),
-        uses("--cp", strategy.context, 1, traits.splits_sequences),
-        uses("--vpp", strategy.virtual_stages, 1, traits.interleaves || trainer == Trainer::Fsdp2),
-        ("--zero", u32::from(strategy.zero_stage), zero),
-        ("--shard", strategy.shard, groups && !traits.hybrid),
-    ] {
-        if refused {
-            return Err(InputError::new(field, value, format!("is not supported by {trainer}"))
-                .hint("give another value, or another trainer with `--trainer`"));
+impl Trainer {
+    /// Whose rules its strategies have to keep.
+    pub fn framework(self) -> Framework {
+        match self {
+            Self::Megatron => Framework::Megatron,
+            Self::MegatronCore | Self::Nemo => Framework::MegatronCore,
+            Self::MegatronDeepspeed => Framework::MegatronDeepspeed,
+            Self::Deepspeed => Framework::Deepspeed,
+            Self::Fsdp => Framework::Fsdp,
+            Self::Fsdp2 => Framework::Fsdp2,
+            Self::Internevo => Framework::Internevo,
+            Self::Oneflow => Framework::Oneflow,
         }
     }
-    if !trainer.recompute_modes().contains(&strategy.recompute) {
-        let mode = strategy.recompute.name();
-        return Err(InputError::new("--recompute", mode, format!("is not supported by {trainer}"))
-            .hint("give another value, or another trainer with `--trainer`"));
+
+    /// Modes of recomputation, cheapest first.
+    pub fn recompute_modes(self) -> &'static [Recompute] {
+        self.abilities().recompute
     }
-    Ok(())
+
+    pub(crate) fn abilities(self) -> Abilities {
+        self.framework().abilities()
+    }
 }
 
 /// # Errors
 /// The trainer does not train in this precision.
 pub fn check_precision(trainer: Trainer, precision: Precision) -> Result<(), InputError> {
-    if precision == Precision::Fp8 && trainer.traits().classic {
+    if precision == Precision::Fp8 && !trainer.abilities().fp8 {
         return Err(InputError::new("--precision", "fp8", format!("is not supported by {trainer}"))
             .hint("give another value, or another trainer with `--trainer`, e.g. megatron-core"));
     }
@@ -108,23 +102,23 @@ pub fn narrow(job: &mut Job, trainer: Trainer) -> Result<(), InputError> {
         let given = list.get_or_insert_with(|| vec![1]);
         keep(field, given, |degree| *degree == 1, u32::to_string, trainer)
     };
-    only_one("allow.tensor", &mut allow.tensor, trainer.traits().tensor)?;
-    only_one("allow.pipeline", &mut allow.pipeline, trainer.traits().pipelines)?;
-    only_one("allow.context", &mut allow.context, trainer.traits().splits_sequences)?;
+    let (abilities, searched) = (trainer.abilities(), trainer.traits());
+    only_one("allow.tensor", &mut allow.tensor, abilities.tensor && searched.tensor)?;
+    only_one("allow.pipeline", &mut allow.pipeline, abilities.pipelines && searched.pipelines)?;
+    only_one("allow.context", &mut allow.context, abilities.context)?;
     if allow.context.is_none() {
         let degrees = (0..).map(|power| 1 << power);
         let most = job.seq_len / LEAST_TOKENS;
         allow.context = Some(degrees.take_while(|degree| *degree == 1 || *degree <= most).collect());
     }
-    if !trainer.traits().interleaves
-        && let Some(depths) = &mut allow.virtual_stages
-    {
+    let interleaves = abilities.virtual_stages && searched.pipelines;
+    if !interleaves && let Some(depths) = &mut allow.virtual_stages {
         keep("allow.virtual_stages", depths, |depth| *depth == 1, u32::to_string, trainer)?;
     }
     if allow.zero_stage == usual.zero_stage {
         allow.zero_stage.retain(|zero| trainer.traits().searched_zero_stages.contains(zero));
     }
-    let stages = trainer.traits().zero_stages;
+    let stages = abilities.zero_stages;
     keep("allow.zero_stage", &mut allow.zero_stage, |zero| stages.contains(zero), u8::to_string, trainer)?;
     allow.partial_recompute &= trainer.traits().recomputes_some;
     let modes = trainer.recompute_modes();
@@ -132,7 +126,7 @@ pub fn narrow(job: &mut Job, trainer: Trainer) -> Result<(), InputError> {
     keep("allow.recompute", &mut allow.recompute, |mode| modes.contains(mode), name, trainer)?;
     let runs = |schedule: &ScheduleKind| match schedule {
         ScheduleKind::OneFOneB => true,
-        ScheduleKind::Interleaved => trainer.traits().interleaves,
+        ScheduleKind::Interleaved => interleaves,
         ScheduleKind::GPipe => false,
     };
     let name = |schedule: &ScheduleKind| schedule.name().to_owned();

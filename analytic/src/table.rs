@@ -3,6 +3,7 @@
 use crate::cells;
 use crate::described::{Machines, run};
 use crate::fields::Fields;
+use crate::older;
 use crate::run::TrainingRun;
 use autodist_hardware::Catalogue;
 use autodist_spec::{InputError, Precision};
@@ -36,8 +37,10 @@ impl TableRow {
 }
 
 /// Columns that are read.
-const COLUMNS: [&str; 40] = [
+const COLUMNS: [&str; 46] = [
     "active_params_B",
+    "attention",
+    "compiled",
     "cp",
     "d_iteration_s",
     "dp",
@@ -59,9 +62,11 @@ const COLUMNS: [&str; 40] = [
     "iteration_s",
     "kv_heads",
     "layers",
+    "loss",
     "micro_batch",
     "model_family",
     "notes",
+    "overlap",
     "peak_mem_gb",
     "pp",
     "precision",
@@ -69,10 +74,12 @@ const COLUMNS: [&str; 40] = [
     "recompute",
     "seq_len",
     "sequence_parallel",
+    "shard",
     "source",
     "tokens_per_s_per_gpu",
     "tp",
     "trainer",
+    "trainer_year",
     "url_or_repo_path",
     "vocab",
     "vpp",
@@ -87,6 +94,27 @@ pub fn unread_columns(text: &[u8], file: &str) -> Result<Vec<String>, InputError
     let header = cells::header(text, file)?;
     let unread = header.iter().filter(|name| !COLUMNS.contains(name));
     Ok(unread.map(str::to_owned).collect())
+}
+
+/// Whether facts of the software stand in a table's prose, as in tables of older releases.
+fn is_older(header: &csv::StringRecord) -> bool {
+    let has = |names: &[&str]| header.iter().any(|name| names.contains(&name));
+    has(&older::PROSE) && !has(&older::SOFTWARE_COLUMNS)
+}
+
+/// Columns that a table should have for what its prose says; empty if it has them, or no such prose.
+///
+/// # Errors
+/// The text is not CSV.
+pub fn missing_columns(
+    text: &[u8],
+    file: &str,
+    catalogue: &Catalogue,
+) -> Result<BTreeSet<&'static str>, InputError> {
+    let (header, lines) = cells::read(text, file)?;
+    let said = |line: &csv::StringRecord| older::columns(&Fields::new(header.iter().zip(line)), catalogue);
+    let lines = lines.iter().filter(|_| is_older(&header));
+    Ok(lines.flat_map(said).map(|(column, _)| column).collect())
 }
 
 /// Reads a table with a header line, with the devices of `catalogue`. Unknown columns are ignored.
@@ -116,7 +144,13 @@ pub fn read(text: &[u8], file: &str, catalogue: &Catalogue) -> Result<Vec<TableR
         }
     }
     let mut machines = Machines::of(catalogue);
-    let row = |record: &csv::StringRecord| row(&Fields::new(header.iter().zip(record)), &mut machines);
+    let older = is_older(&header);
+    let row = |record: &csv::StringRecord| {
+        let fields = Fields::new(header.iter().zip(record));
+        let said = if older { older::columns(&fields, catalogue) } else { Vec::new() };
+        let said = said.iter().map(|(column, value)| (*column, value.as_str()));
+        row(&Fields::new(header.iter().zip(record).chain(said)), &mut machines)
+    };
     Ok(lines.iter().map(row).collect())
 }
 
@@ -128,7 +162,8 @@ fn row(fields: &Fields, machines: &mut Machines) -> TableRow {
         || fields.text("active_params_B").is_some();
     // An invalid measurement is an error, so that the run is not taken as unmeasured.
     let (seconds, memory) = (measured(fields), memory(fields));
-    let run = run(fields, machines, sparse);
+    let took_place = matches!(seconds, Ok(Some(_))) || matches!(memory, Ok(Some(_)));
+    let run = run(fields, machines, sparse, took_place);
     let (run, measured_s, measured_memory_gb) = match (run, seconds, memory) {
         (run, Ok(seconds), Ok(memory)) => (run, seconds, memory),
         (Err(reason), ..) | (_, Err(reason), _) | (.., Err(reason)) => (Err(reason), None, None),
@@ -195,6 +230,32 @@ mod tests {
         assert!(
             row("torchtitan", a100, "full").eager && !row("torchtitan + torch.compile", a100, "full").eager
         );
+    }
+
+    #[test]
+    fn prose_is_read_only_where_no_column_states_the_software() {
+        let run = |columns: &str, values: &str| {
+            let table = format!(
+                "id,notes,layers,hidden,heads,ffn,vocab,seq_len,gpu,gpus_total,precision,tp,pp,micro_batch,global_batch,recompute,{columns}\n\
+                 a,\"torchtitan 2024, flash, no overlap, torch.compile, fused cross entropy, shard group 4\",24,2048,16,8192,51200,2048,\
+                 H100-80GB-SXM,8,bf16,2,1,1,64,full,{values}\n"
+            );
+            assert_eq!(
+                missing_columns(table.as_bytes(), "runs.csv", &Catalogue::shipped()).unwrap().is_empty(),
+                !columns.is_empty()
+            );
+            let row = read(table.as_bytes(), "runs.csv", &Catalogue::shipped()).unwrap().remove(0);
+            let run = row.run.unwrap();
+            let layout = run.layout;
+            (run.trainer, run.attention, run.overlap, run.eager, run.fused_loss, layout.shard)
+        };
+        let stated = (Trainer::Fsdp2, AttentionKind::SecondFlash, false, false, true, 4);
+        assert_eq!(run("", ""), stated);
+        let columns = "trainer,trainer_year,attention,overlap,compiled,loss,shard";
+        assert_eq!(run(columns, "torchtitan,2024,flash,no,yes,fused,4"), stated);
+        // The prose does not count where there is a column.
+        let empty = (Trainer::MegatronCore, AttentionKind::Flash, true, false, false, 4);
+        assert_eq!(run("trainer_year", ""), empty);
     }
 
     #[test]

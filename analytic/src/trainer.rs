@@ -1,7 +1,7 @@
 //! Differences between trainers with the same layout.
 
 use crate::machine::Generation;
-use autodist_spec::{Precision, Recompute};
+use autodist_spec::Precision;
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, IntoStaticStr, VariantArray};
 
@@ -94,23 +94,14 @@ pub struct TrainerTraits {
     /// Whether the gradient reduction overlaps with the backward pass.
     pub overlaps_gradients: bool,
     pub tensor_overlap: TensorOverlap,
-    /// Whether it supports tensor parallelism.
+    /// Whether a search has tensor parallelism: that of DeepSpeed is only priced if it is asked for.
     pub tensor: bool,
     /// Whether a search has pipelines: those of FSDP2 are uncommon, and only priced if they are asked for.
     pub pipelines: bool,
-    /// Whether it supports virtual stages.
-    pub interleaves: bool,
-    /// Whether it supports sequence parallelism (with tensor parallelism) and context parallelism.
-    pub splits_sequences: bool,
-    /// Whether ZeRO can shard in groups of ranks, and replicate over these (HSDP).
-    pub hybrid: bool,
     /// Whether only some blocks of a stage can be recomputed.
     pub recomputes_some: bool,
     /// Its default ZeRO stage.
     pub usual_zero_stage: u8,
-    /// ZeRO stages that it supports: Megatron-Core's distributed optimizer is stage 1, its Megatron-FSDP
-    /// shards gradients (`optim_grads`) and parameters (`optim_grads_params`), too.
-    pub zero_stages: &'static [u8],
     /// Stages that a search tries unless the job lists others: no published run in 16 bits shows what
     /// Megatron-FSDP costs.
     pub searched_zero_stages: &'static [u8],
@@ -130,12 +121,8 @@ const MEGATRON: TrainerTraits = TrainerTraits {
     tensor_overlap: TensorOverlap::None,
     tensor: true,
     pipelines: true,
-    interleaves: true,
-    splits_sequences: false,
-    hybrid: false,
     recomputes_some: true,
     usual_zero_stage: 0,
-    zero_stages: &[0, 1],
     searched_zero_stages: &[0, 1],
 };
 
@@ -145,17 +132,14 @@ const MEGATRON_CORE: TrainerTraits = TrainerTraits {
     core: true,
     overlaps_gradients: true,
     tensor_overlap: TensorOverlap::Gradients,
-    splits_sequences: true,
-    hybrid: true,
     usual_zero_stage: 1,
-    zero_stages: &[0, 1, 2, 3],
     ..MEGATRON
 };
 
 const NEMO: TrainerTraits = TrainerTraits { tensor_overlap: TensorOverlap::All, ..MEGATRON_CORE };
 
 const MEGATRON_DEEPSPEED: TrainerTraits =
-    TrainerTraits { host: HostKind::MegatronDeepspeed, flat_buffers: true, interleaves: false, ..MEGATRON };
+    TrainerTraits { host: HostKind::MegatronDeepspeed, flat_buffers: true, ..MEGATRON };
 
 const DEEPSPEED: TrainerTraits = TrainerTraits {
     fused_softmax: false,
@@ -165,9 +149,7 @@ const DEEPSPEED: TrainerTraits = TrainerTraits {
     flat_buffers: true,
     tensor: false,
     pipelines: false,
-    interleaves: false,
     recomputes_some: false,
-    zero_stages: &[0, 1, 2, 3],
     searched_zero_stages: &[0, 1, 2, 3],
     ..MEGATRON
 };
@@ -183,22 +165,14 @@ const FSDP: TrainerTraits = TrainerTraits {
     overlaps_gradients: true,
     tensor: false,
     pipelines: false,
-    interleaves: false,
-    hybrid: true,
     recomputes_some: false,
     usual_zero_stage: 3,
-    zero_stages: &[0, 2, 3],
     searched_zero_stages: &[0, 3],
     ..MEGATRON
 };
 
-const FSDP2: TrainerTraits = TrainerTraits {
-    attention: AttentionKind::Cudnn,
-    eager: false,
-    tensor: true,
-    splits_sequences: true,
-    ..FSDP
-};
+const FSDP2: TrainerTraits =
+    TrainerTraits { attention: AttentionKind::Cudnn, eager: false, tensor: true, ..FSDP };
 
 const INTERNEVO: TrainerTraits = TrainerTraits {
     attention: AttentionKind::Flash,
@@ -206,52 +180,18 @@ const INTERNEVO: TrainerTraits = TrainerTraits {
     classic: false,
     flat_buffers: true,
     overlaps_gradients: true,
-    interleaves: false,
-    hybrid: true,
     usual_zero_stage: 1,
     ..MEGATRON
 };
 
-const ONEFLOW: TrainerTraits = TrainerTraits {
-    fused_softmax: false,
-    receives_block: false,
-    overlaps_gradients: true,
-    interleaves: false,
-    ..MEGATRON
-};
+const ONEFLOW: TrainerTraits =
+    TrainerTraits { fused_softmax: false, receives_block: false, overlaps_gradients: true, ..MEGATRON };
 
 impl Trainer {
     pub const ALL: &'static [Self] = Self::VARIANTS;
 
     pub fn name(self) -> &'static str {
         self.into()
-    }
-
-    /// The trainer named in a source's text: the first of these phrases that occurs in it.
-    pub fn of_words(words: &str) -> Option<Self> {
-        let words = words.to_ascii_lowercase();
-        let known = [
-            ("oneflow;", Self::Oneflow),
-            ("internevo", Self::Internevo),
-            ("megatron-deepspeed", Self::MegatronDeepspeed),
-            ("megatron deepspeed", Self::MegatronDeepspeed),
-            ("bigscience", Self::MegatronDeepspeed),
-            ("megatron-bridge", Self::Nemo),
-            ("megatron bridge", Self::Nemo),
-            ("dgxc-benchmarking", Self::Nemo),
-            ("nemo", Self::Nemo),
-            ("torchtitan", Self::Fsdp2),
-            ("fsdp2", Self::Fsdp2),
-            ("llm-foundry", Self::Fsdp),
-            ("fsdp", Self::Fsdp),
-            ("megatron-core", Self::MegatronCore),
-            ("mcore", Self::MegatronCore),
-            ("simumax", Self::MegatronCore),
-            ("megascale", Self::MegatronCore),
-            ("megatron", Self::Megatron),
-            ("deepspeed", Self::Deepspeed),
-        ];
-        known.into_iter().find(|(phrase, _)| words.contains(phrase)).map(|(_, trainer)| trainer)
     }
 
     /// What it supports, and how its steps differ from those of others.
@@ -284,15 +224,6 @@ impl Trainer {
     pub fn softmax_is_apart(self, heads: u64, keys: u64) -> bool {
         let supported = heads.is_multiple_of(4) && keys.is_multiple_of(4) && (17..=2048).contains(&keys);
         self.traits().fused_softmax && !supported
-    }
-
-    /// Modes of recomputation, cheapest first: software from before 2022 recomputes whole blocks or nothing.
-    pub fn recompute_modes(self) -> &'static [Recompute] {
-        if self.traits().classic {
-            &[Recompute::None, Recompute::Full]
-        } else {
-            &[Recompute::None, Recompute::Selective, Recompute::Full]
-        }
     }
 
     /// Bytes per gradient in accumulation and reduction: DeepSpeed's optimizer for bf16 accumulates in fp32.

@@ -1,4 +1,4 @@
-//! Parses free text of sources: devices, networks, numbers in notes.
+//! Parses what sources call devices and networks.
 
 use crate::machine::Uplink;
 use autodist_hardware::{Catalogue, NodeShape};
@@ -21,35 +21,6 @@ pub fn device(catalogue: &Catalogue, written: &str) -> Result<(String, bool), St
         .ok_or_else(|| format!("`gpu` is `{written}`: not in the catalogue"))
 }
 
-/// The year of a source, from its text: of its arXiv number, or the first year named.
-pub fn year(words: &str) -> Option<u32> {
-    let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
-    let mut named = None;
-    let mut at = 0;
-    while let Some(found) = words[at..].find(|c: char| c.is_ascii_digit()) {
-        let rest = &words[at + found..];
-        let long = digits(rest);
-        let fraction = rest[long..].strip_prefix('.').map_or(0, digits);
-        let (head, month) = (rest[..long.min(4)].parse().unwrap_or(0), rest[..long.min(4)].get(2..4));
-        let is_month = month.and_then(|m| m.parse::<u32>().ok()).is_some_and(|m| (1..=12).contains(&m));
-        if long == 4 && matches!(fraction, 4 | 5) && is_month {
-            return Some(2000 + head / 100);
-        }
-        if long == 4 && fraction == 0 && (2018..=2035).contains(&head) {
-            named = named.or(Some(head));
-        }
-        at += found + long;
-    }
-    named
-}
-
-/// Whether the text names unfused attention.
-pub fn named_unfused(words: &str) -> bool {
-    ["unfused", "non-flash", "no flash", "not flash", "without flash", "core attention"]
-        .iter()
-        .any(|w| words.contains(w))
-}
-
 /// Devices per node for a rack that is one NVLink domain, where sources count trays as nodes: as many as the
 /// job uses.
 pub fn rack(catalogue: &Catalogue, link: &str, device: &str) -> Option<u32> {
@@ -57,12 +28,6 @@ pub fn rack(catalogue: &Catalogue, link: &str, device: &str) -> Option<u32> {
     let mut nodes = catalogue.nodes().iter();
     let rack = nodes.find(|node| one_domain && node.device == device && node.devices > 16)?;
     Some(1 << rack.devices.ilog2())
-}
-
-/// The integer that follows the phrase.
-pub fn number_after(words: &str, phrase: &str) -> Option<u32> {
-    let rest = &words[words.find(phrase)? + phrase.len()..];
-    rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
 }
 
 /// The network between nodes, from text such as `8x HDR 200Gb/s IB per node` or `RoCE 1600 Gb/s per node`;
@@ -73,6 +38,7 @@ pub fn uplink(
     device: &str,
     assumptions: &mut Vec<String>,
 ) -> Result<Uplink, String> {
+    let rate = cards(words);
     let words = words.to_ascii_lowercase();
     let fabric = match () {
         () if words.contains("omni") || words.contains("opa") => "omni-path",
@@ -83,7 +49,7 @@ pub fn uplink(
         () => "infiniband",
     }
     .to_owned();
-    if let Some((nics, gigabits)) = cards(&words) {
+    if let Some((nics, gigabits)) = rate {
         // Plausible limits: NICs of a node, and a NIC's bandwidth up to a thousand times that of current
         // products.
         if nics > 1 << 12 || !(1e-3..=1e6).contains(&gigabits) {
@@ -114,12 +80,29 @@ pub fn uplink(
     Ok(Uplink { fabric, bytes_per_s: node.nic_bytes_per_s.0 * f64::from(node.nics), nics: node.nics })
 }
 
-/// NICs of a node and Gb/s of each: `8 x 200 Gb/s`; or `1600 Gb/s` in total, in NICs of 200.
+/// Units of a rate, and bits per second of each: a small `b` is a bit, a large one a byte.
+const UNITS: [(&str, f64); 12] = [
+    ("Gb/s", 1e9),
+    ("gb/s", 1e9),
+    ("Gbps", 1e9),
+    ("gbps", 1e9),
+    ("Gbit/s", 1e9),
+    ("GB/s", 8e9),
+    ("GBps", 8e9),
+    ("MB/s", 8e6),
+    ("Mb/s", 1e6),
+    ("Tb/s", 1e12),
+    ("Tbps", 1e12),
+    ("TB/s", 8e12),
+];
+
+/// NICs of a node and Gb/s of each: `8 x 200 Gb/s`; or `1600 Gb/s` (`200 GB/s`) in total, in NICs of 200.
 fn cards(words: &str) -> Option<(u32, f64)> {
-    let unit = words.find("gb/s")?;
+    let units = UNITS.iter().filter_map(|(unit, bits)| Some((words.find(unit)?, bits)));
+    let (unit, bits) = units.min_by_key(|(at, _)| *at)?;
     let before = words[..unit].trim_end();
     let start = before.rfind(|c: char| !c.is_ascii_digit() && c != '.').map_or(0, |at| at + 1);
-    let rate: f64 = before[start..].parse().ok()?;
+    let rate = before[start..].parse::<f64>().ok()? * bits / 1e9;
     let head = before[..start].trim_end();
     let count = head.rfind('x').and_then(|at| {
         let digits = head[..at].trim_end();
@@ -148,24 +131,15 @@ mod tests {
             ("omni-path 4x100gb/s per node", (4, 100.0)),
             ("1 x edr 100 gb/s ib per node", (1, 100.0)),
             ("800 gb/s per node (config)", (4, 200.0)),
+            ("25 GB/s per node", (1, 200.0)),
+            ("8 x 25 GB/s InfiniBand", (8, 200.0)),
+            ("25 Gb/s Ethernet", (1, 25.0)),
+            ("10Gbps", (1, 10.0)),
+            ("1.6 Tb/s per node", (8, 200.0)),
         ] {
             assert_eq!(cards(words), Some(expected), "{words}");
         }
         assert_eq!(cards("selene hdr ib"), None);
-    }
-
-    #[test]
-    fn years_are_read_from_arxiv_numbers_and_dates() {
-        for (words, expected) in [
-            ("narayanan et al., 2104.04473, table 1", Some(2021)),
-            ("arxiv 2401.10241 / openreview tuztn0eio5", Some(2024)),
-            ("korthikanti et al. 2022 reducing activation recomputation arxiv 2205.05198", Some(2022)),
-            ("dlperf gpt report 2021-05-12 dlperf_gpt_test_report_210512.md", Some(2021)),
-            ("vtrain (micro-57), seq 2048, 4096 wide, 1600.5 tokens", None),
-            ("9999.12345", None),
-        ] {
-            assert_eq!(year(words), expected, "{words}");
-        }
     }
 
     #[test]

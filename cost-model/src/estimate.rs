@@ -30,6 +30,7 @@ impl Priced<'_> {
                 (self.costs.peak_error.bar() * memory[fullest].total().as_f64()).ceil() as u64,
             )),
             memory_risk: Some(risk),
+            memory_limit_bytes: Some(job.usable(Bytes(self.capacity(cluster, fullest) as u64))),
             cost: simulation.ranks[busiest].clone(),
             memory: memory[fullest].clone(),
             lower_bound_s: self.lower_bound(),
@@ -46,19 +47,21 @@ impl Priced<'_> {
     /// Chance that the device of a rank is too small for it: of the rank for which that is most likely, because
     /// ranks are predicted alike and err alike.
     fn memory_risk(&self, cluster: &Cluster, memory: &[MemoryBreakdown]) -> f64 {
-        let kinds = cluster.node_kinds();
-        let sizes: Vec<f64> = kinds.iter().map(|kind| kind.group.device.memory_bytes.as_f64()).collect();
-        let least = |sizes: &[f64]| sizes.iter().copied().fold(f64::INFINITY, f64::min);
-        let capacity = |rank: usize| {
-            let classes = self.costs.classes.of_stage(&self.program.strategy, rank);
-            let own = sizes.get(classes.iter()).filter(|_| self.costs.classes.count() > 1);
-            least(own.unwrap_or(&sizes))
+        let ratio = |(rank, memory): (usize, &MemoryBreakdown)| {
+            self.capacity(cluster, rank) / memory.total().as_f64().max(1.0)
         };
-        let ratio =
-            |(rank, memory): (usize, &MemoryBreakdown)| capacity(rank) / memory.total().as_f64().max(1.0);
         let tightest = memory.iter().enumerate().map(ratio).fold(f64::INFINITY, f64::min);
         // More digits would be of the formula, not of the measured errors.
         (1e4 * self.costs.peak_error.chance_above(tightest)).round() / 1e4
+    }
+
+    /// Bytes of the smallest device of a pipeline rank.
+    fn capacity(&self, cluster: &Cluster, rank: usize) -> f64 {
+        let kinds = cluster.node_kinds();
+        let sizes: Vec<f64> = kinds.iter().map(|kind| kind.group.device.memory_bytes.as_f64()).collect();
+        let classes = self.costs.classes.of_stage(&self.program.strategy, rank);
+        let own = sizes.get(classes.iter()).filter(|_| self.costs.classes.count() > 1);
+        own.unwrap_or(&sizes).iter().copied().fold(f64::INFINITY, f64::min)
     }
 
     /// Total work of a rank in a step, exposed or overlapped.

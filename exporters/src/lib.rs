@@ -36,6 +36,7 @@ pub use row::{FieldMapping, Note, Otherwise, UnsupportedField};
 pub use settings::{CommandLine, Field, Settings};
 pub use unsupported::OtherKeys;
 
+use autodist_program::{Framework, framework};
 use autodist_spec::{Addition, DeviceKind, Hyperparameter, InputError, Plan, Precision};
 use row::{Draft, instead, refuse};
 use std::fmt::Write;
@@ -71,6 +72,20 @@ impl Target {
     /// itself.
     pub fn is_trainer(self) -> bool {
         !matches!(self, Self::Slurm | Self::Kubernetes)
+    }
+
+    /// The framework whose rules its strategies have to keep; `None` if only its files restrict them.
+    pub fn framework(self) -> Option<Framework> {
+        Some(match self {
+            Self::Megatron | Self::MegatronBridge => Framework::MegatronCore,
+            Self::Torchtitan => Framework::Fsdp2,
+            Self::DeepSpeed => Framework::Deepspeed,
+            Self::Nanotron => Framework::Nanotron,
+            Self::MaxText => Framework::MaxText,
+            Self::Accelerate | Self::Transformers | Self::Galvatron | Self::Slurm | Self::Kubernetes => {
+                return None;
+            }
+        })
     }
 
     pub fn exporter(self) -> &'static dyn Exporter {
@@ -346,6 +361,11 @@ pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported
     }
     if target.is_trainer() && !exporter.describes_all_blocks_and_fp8() {
         draft.refusals.extend(beyond_files(plan, target));
+    }
+    if let Some(framework) = target.framework() {
+        for broken in framework::broken(framework, &plan.model, &plan.job, &plan.strategy) {
+            draft.refuse_rule(broken);
+        }
     }
     let Draft { document, notes, refusals, .. } = draft;
     if !refusals.is_empty() {

@@ -2,7 +2,7 @@
 
 use crate::document::Document;
 use crate::launch::Script;
-use crate::megatron::{ROWS, RULES, TF32, connections};
+use crate::megatron::{ROUND, ROWS, RULES, TF32, connections};
 use crate::row::{ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField, instead};
 use crate::settings::Field;
 use crate::unsupported::{KeyRule, approximated, ignored, refused_unless};
@@ -15,7 +15,7 @@ pub struct MegatronBridge;
 const IN_FP32: &str = "ddp.grad_reduce_in_fp32";
 
 /// Megatron-LM's flag, and its key in Megatron-Bridge's configuration.
-const PATHS: [(&str, &str); 46] = [
+const PATHS: [(&str, &str); 47] = [
     ("seq-length", "model.seq_length"),
     ("micro-batch-size", "train.micro_batch_size"),
     ("global-batch-size", "train.global_batch_size"),
@@ -57,6 +57,7 @@ const PATHS: [(&str, &str); 46] = [
     ("lr", "optimizer.lr"),
     ("min-lr", "optimizer.min_lr"),
     ("clip-grad", "optimizer.clip_grad"),
+    (ROUND, "model.microbatch_group_size_per_vp_stage"),
     ("lr-decay-style", "scheduler.lr_decay_style"),
     ("lr-warmup-iters", "scheduler.lr_warmup_iters"),
     ("lr-decay-iters", "scheduler.lr_decay_iters"),

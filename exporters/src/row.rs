@@ -3,6 +3,7 @@
 use crate::document::{Document, TF32_SWITCH};
 use crate::launch::Machines;
 use crate::settings::{Field, Settings};
+use autodist_program::BrokenRule;
 use autodist_spec::{Hyperparameter, InputError, Optimizer, Precision};
 use std::fmt;
 
@@ -80,6 +81,21 @@ impl<'a> Draft<'a> {
     pub fn refuse(&mut self, field: Field, why: impl Into<String>, way_out: impl Into<String>) {
         self.refusals
             .push(InputError::new(field.name(), self.settings.show(field), why).hint(way_out.into()));
+    }
+
+    /// Refuses what breaks a rule of the trainer, unless its field is refused already.
+    pub(crate) fn refuse_rule(&mut self, broken: BrokenRule) {
+        let BrokenRule { field: name, value, problem, way_out, .. } = broken;
+        let flag = format!("--{name}");
+        let field = Field::ALL.iter().find(|field| field.flag() == Some(&flag));
+        let field = match (field, name) {
+            (Some(field), _) => field.name(),
+            (None, "sp") => Field::SequenceParallel.name(),
+            (None, _) => name,
+        };
+        if self.refusals.iter().all(|refusal| refusal.field != field) {
+            self.refusals.push(InputError::new(field, value, problem).hint(way_out));
+        }
     }
 
     pub(crate) fn unsupported(&mut self, unsupported: &UnsupportedField) {

@@ -5,7 +5,7 @@ use crate::refusal::MemoryShortfall;
 use crate::space::Candidate;
 use autodist_cost_model::{CostModel, InFlight, Outline, RankCosts, Unpriced, in_flight};
 use autodist_program::schedule::Extent;
-use autodist_program::{Illegal, Program, engine, rules, stages};
+use autodist_program::{Framework, Illegal, Program, engine, framework, rules, stages};
 use autodist_spec::model::share;
 use autodist_spec::{
     Bytes, Cluster, Engine, Estimate, Job, LayerKind, MemoryBreakdown, ModelSpec, Network, ParallelStrategy,
@@ -105,8 +105,10 @@ pub(crate) struct Evaluator<'a> {
     pub job: &'a Job,
     pub costs: &'a CostModel,
     /// The engine for which the prices were measured, because no other engine could run the plan at these
-    /// prices; `None` for another trainer, whose options the job lists.
+    /// prices; `None` for another trainer.
     pub engine: Option<Engine>,
+    /// The trainer's own rules.
+    pub framework: Option<Framework>,
     /// Memory of the devices of each class.
     memory: Vec<Bytes>,
     pub options: CommunicationOptions,
@@ -138,7 +140,7 @@ impl<'a> Evaluator<'a> {
         cluster: &'a Cluster,
         job: &'a Job,
         costs: &'a CostModel,
-        engine: Option<Engine>,
+        (engine, framework): (Option<Engine>, Option<Framework>),
         network: Option<&Network>,
     ) -> Self {
         let options = CommunicationOptions::new(network, job);
@@ -147,7 +149,7 @@ impl<'a> Evaluator<'a> {
         if costs.classes().count() == 1 {
             memory = memory.into_iter().min().into_iter().collect();
         }
-        Self { model, cluster, job, costs, engine, memory, options }
+        Self { model, cluster, job, costs, engine, framework, memory, options }
     }
 
     /// Memory of the smallest device of a pipeline rank.
@@ -182,13 +184,16 @@ impl<'a> Evaluator<'a> {
     }
 
     /// Checks the rules that do not depend on stages.
-    pub fn legal(&self, candidate: &Candidate) -> Result<(), Illegal> {
-        rules::check_strategy(self.model, self.job, self.cluster.device_count(), &candidate.strategy)?;
-        self.supported(&candidate.strategy)
+    pub fn legal(&self, strategy: &ParallelStrategy) -> Result<(), Illegal> {
+        rules::check_strategy(self.model, self.job, self.cluster.device_count(), strategy)?;
+        self.supported(strategy)
     }
 
-    /// Whether the engine of the prices supports the strategy.
+    /// Whether the engine or the trainer of the prices supports the strategy.
     pub fn supported(&self, strategy: &ParallelStrategy) -> Result<(), Illegal> {
+        if let Some(framework) = self.framework {
+            framework::check(framework, self.model, self.job, strategy)?;
+        }
         self.engine.map_or(Ok(()), |engine| engine::check(engine, self.model, self.job, strategy))
     }
 

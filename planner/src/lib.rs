@@ -196,12 +196,12 @@ impl<'a> Planner<'a> {
         stages: Option<&[Stage]>,
     ) -> Result<(Plan, Option<MemoryShortfall>), PlanError> {
         let evaluator = self.evaluator()?;
+        evaluator.legal(strategy)?;
         let stages = match stages {
             Some(stages) => stages.to_vec(),
             None => evaluator.stages(strategy)?,
         };
         let program = Program::compile(self.model, self.job, self.cluster.device_count(), strategy, &stages)?;
-        evaluator.supported(strategy)?;
         let priced = self.costs.price(&program)?;
         let shortfall = MemoryShortfall::of(&program, &priced.memory(), &evaluator);
         let estimate = priced.estimate(self.job, self.cluster);
@@ -275,11 +275,11 @@ impl<'a> Planner<'a> {
                 doubted: false,
             });
         }
-        let engine = match self.source {
-            Source::Profile(profile) => Some(profile.environment.engine),
-            Source::Catalogue(_) => None,
+        let runner = match self.source {
+            Source::Profile(profile) => (Some(profile.environment.engine), None),
+            Source::Catalogue(reference) => (None, reference.trainer.parse().ok()),
         };
-        Ok(Evaluator::new(self.model, self.cluster, self.job, &self.costs, engine, self.costs.network()))
+        Ok(Evaluator::new(self.model, self.cluster, self.job, &self.costs, runner, self.costs.network()))
     }
 
     fn document(

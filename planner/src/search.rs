@@ -164,7 +164,8 @@ impl<'a> Search<'a> {
         tally: &mut Tally,
         points: &mut Points,
     ) -> (Vec<LowerBounds>, Vec<(Bytes, usize)>) {
-        let verdicts: Vec<_> = space.par_iter().map(|candidate| self.evaluator.legal(candidate)).collect();
+        let verdicts: Vec<_> =
+            space.par_iter().map(|candidate| self.evaluator.legal(&candidate.strategy)).collect();
         let mut legal = Vec::new();
         for (index, verdict) in verdicts.into_iter().enumerate() {
             match verdict {

@@ -20,6 +20,7 @@
 mod bucket;
 mod compile;
 pub mod engine;
+pub mod framework;
 mod kept;
 mod mesh;
 mod program;
@@ -30,6 +31,7 @@ pub mod stages;
 mod traffic;
 
 pub use bucket::{Bucket, BucketLayer, BucketParameter, buckets};
+pub use framework::{BrokenRule, Framework};
 pub use kept::residual_stream;
 pub use mesh::{Axis, Coordinates, DATA, Mesh, View};
 pub use program::{

@@ -38,6 +38,7 @@ pub enum Rule {
     Recompute,
     Communication,
     Engine,
+    Framework,
 }
 
 impl Rule {
@@ -56,6 +57,7 @@ impl Rule {
             Self::Recompute => "only blocks recompute",
             Self::Communication => "communication fits its groups",
             Self::Engine => "supported by the engine",
+            Self::Framework => "supported by the trainer",
         }
     }
 }

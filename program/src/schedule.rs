@@ -110,6 +110,11 @@ pub fn rounds(pipeline: usize, micro_batches: usize) -> usize {
     (micro_batches / pipeline).max(1)
 }
 
+/// Micro-batches of a round of the interleaved schedule: as many as stages, or more.
+pub fn round_of(pipeline: u32, micro_batches: u32) -> u32 {
+    micro_batches / rounds(pipeline as usize, micro_batches as usize) as u32
+}
+
 fn pair_up(warmup: usize, total: usize, slot: impl Fn(usize, SlotKind) -> Slot) -> Vec<Slot> {
     use SlotKind::{Backward, Forward};
     let mut order: Vec<Slot> = (0..warmup).map(|turn| slot(turn, Forward)).collect();

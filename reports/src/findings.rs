@@ -350,6 +350,7 @@ mod tests {
             time_to_loss_s: None,
             peak_memory_spread_bytes: None,
             memory_risk: None,
+            memory_limit_bytes: None,
         }
     }
 

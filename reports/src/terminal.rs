@@ -49,6 +49,9 @@ fn basis(screen: &mut Screen, plan: &Plan, view: &TerminalView) {
     if let Some(all) = utilisation {
         screen.line("speed", all.to_string());
     }
+    if let Some(kernels) = words::kernels(plan, view.verbose) {
+        screen.line("kernels", kernels);
+    }
     if estimate.caution_s > Seconds::ZERO {
         let words = "of the step is a safety margin: segments not known to ±25 % are priced at the top of their intervals";
         screen.line("margin", format!("{} {words}", estimate.caution_s));

@@ -460,6 +460,34 @@ pub(crate) fn regret(validation: &Validation) -> String {
     }
 }
 
+/// The kernels of a plan without a profile: where one was given, or attention is not fused; or `all`.
+pub(crate) fn kernels(plan: &Plan, all: bool) -> Option<String> {
+    let reference = plan.cost_source.catalogue()?;
+    let kernels = reference.kernels.as_ref()?;
+    let unfused = kernels.attention == "unfused";
+    if !(all || unfused || kernels.attention_given || kernels.loss_given) {
+        return None;
+    }
+    let of = |given, flag: &str| {
+        if given {
+            format!("given by {flag}")
+        } else {
+            format!("assumed: {}'s default, {flag} changes it", clean(&reference.trainer))
+        }
+    };
+    let attention = match kernels.attention.as_str() {
+        "unfused" => "unfused attention",
+        "cudnn" => "cuDNN's fused attention",
+        _ => "flash attention",
+    };
+    let mut text = format!("{attention} ({})", of(kernels.attention_given, "--attention"));
+    if all || kernels.loss_given {
+        let loss = if kernels.loss == "fused" { "a fused loss" } else { "a loss of whole logits" };
+        text += &format!("; {loss} ({})", of(kernels.loss_given, "--loss"));
+    }
+    Some(text)
+}
+
 /// The source of a plan's profile.
 pub(crate) fn profile_source(plan: &Plan) -> String {
     match &plan.cost_source {

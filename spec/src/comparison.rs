@@ -32,6 +32,8 @@ pub struct ComparedCluster {
     pub device: String,
     pub devices: u32,
     pub nodes: u32,
+    /// Whether a plan fits into the memory of the devices, less the job's reserve.
+    pub fits: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best: Option<BestOn>,
     /// Why there is no plan.
@@ -51,6 +53,9 @@ pub struct BestOn {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mfu: Option<f64>,
     pub peak_memory_bytes: Bytes,
+    /// Bytes that the plan may use of the device with the peak.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit_bytes: Option<Bytes>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub training: Option<Training>,
     /// The runs whose error the interval of the step time is.
@@ -68,6 +73,7 @@ impl BestOn {
             tokens_per_s_per_device: estimate.tokens_per_s / f64::from(plan.cluster.device_count()),
             mfu: estimate.mfu,
             peak_memory_bytes: estimate.peak_memory_bytes,
+            memory_limit_bytes: estimate.memory_limit_bytes,
             training: plan.training,
             error_bar_of: plan
                 .cost_source
@@ -94,7 +100,8 @@ impl ComparedCluster {
         };
         let (devices, nodes) = (cluster.device_count(), cluster.node_count());
         let (name, device) = (cluster.name.clone(), cluster.device().name.clone());
-        Self { cluster: name, device, devices, nodes, best, refused }
+        let fits = best.is_some();
+        Self { cluster: name, device, devices, nodes, fits, best, refused }
     }
 }
 
@@ -169,11 +176,12 @@ mod tests {
             tokens_per_s_per_device: 1.0,
             mfu: None,
             peak_memory_bytes: Bytes(1),
+            memory_limit_bytes: None,
             training: None,
             error_bar_of: String::new(),
         };
         let (cluster, device) = (cluster.to_owned(), cluster.to_owned());
-        ComparedCluster { cluster, device, devices: 1, nodes: 1, best: Some(best), refused: None }
+        ComparedCluster { cluster, device, devices: 1, nodes: 1, fits: true, best: Some(best), refused: None }
     }
 
     #[test]

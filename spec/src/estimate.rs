@@ -124,6 +124,10 @@ pub struct Estimate {
     /// Chance that a device runs out of memory, from 0 to 1, by the same errors; absent in older documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_risk: Option<f64>,
+    /// Bytes that the plan may use of the device with the peak: its memory, less the job's reserve; absent in older
+    /// documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_bytes: Option<Bytes>,
     pub cost: CostBreakdown,
     /// Parts of the peak memory of that device.
     pub memory: MemoryBreakdown,
@@ -170,6 +174,7 @@ impl Estimate {
         not_negative("lower_bound_s", self.lower_bound_s.0)?;
         bytes("peak_memory_bytes", self.peak_memory_bytes)?;
         bytes("peak_memory_spread_bytes", self.peak_memory_spread_bytes.unwrap_or_default())?;
+        bytes("memory_limit_bytes", self.memory_limit_bytes.unwrap_or_default())?;
         if let Some(risk) = self.memory_risk.filter(|risk| !(0.0..=1.0).contains(risk)) {
             return Err(InputError::new("memory_risk", risk, "must be from 0 to 1: a chance")
                 .hint("make the plan again with `autodist plan` or `autodist estimate`"));

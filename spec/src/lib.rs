@@ -71,7 +71,7 @@ pub use profile::{DeviceKind, Engine, Environment, Machine, Pass, Profile, Sampl
 pub use run::{
     CodecProbe, OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation, Verdict,
 };
-pub use source::{CatalogueReference, CostSource, ProfileReference};
+pub use source::{CatalogueReference, CostSource, KernelReference, ProfileReference};
 pub use strategy::{ParallelStrategy, Recompute, ScheduleKind, Stage};
 pub use text::{one_line, printable};
 pub use training::Training;

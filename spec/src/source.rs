@@ -55,6 +55,23 @@ pub struct CatalogueReference {
     /// Of which runs the error bar of the step time is.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub error_bar_of: String,
+    /// Kernels of the steps; absent in older plans, which have the trainer's defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<KernelReference>,
+}
+
+/// Kernels of the steps that are priced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KernelReference {
+    /// `unfused`, `flash` or `cudnn`.
+    pub attention: String,
+    /// Whether the attention kernel was given; otherwise it is the trainer's default.
+    pub attention_given: bool,
+    /// `whole` logits, or `fused`.
+    pub loss: String,
+    /// Whether that was given.
+    pub loss_given: bool,
 }
 
 impl CostSource {

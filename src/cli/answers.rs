@@ -1,8 +1,6 @@
 //! Command lines of the commands that compare: clusters, documents.
 
-use super::values::trainers;
-use super::{FigureArgs, JobArgs, StrategyArgs};
-use autodist_analytic::Trainer;
+use super::{FigureArgs, JobArgs, SoftwareArgs, StrategyArgs};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -26,9 +24,8 @@ pub struct CompareArgs {
     pub scale: Option<(u32, u32)>,
     #[command(flatten)]
     pub strategy: StrategyArgs,
-    /// Training framework to plan for [default: megatron-core]
-    #[arg(long, value_parser = trainers())]
-    pub trainer: Option<Trainer>,
+    #[command(flatten)]
+    pub software: SoftwareArgs,
     #[command(flatten)]
     pub figures: FigureArgs,
     /// File to draw the curves to (PNG); needs --scale

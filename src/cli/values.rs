@@ -1,6 +1,6 @@
 //! Parsers of named values, with their descriptions in the help.
 
-use autodist_analytic::Trainer;
+use autodist_analytic::{AttentionChoice, LossKind, Trainer};
 use autodist_spec::quantity::{self, NotAQuantity};
 use autodist_spec::{Engine, Objective, Precision, Recompute, ScheduleKind};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -27,6 +27,21 @@ pub fn trainers() -> impl TypedValueParser<Value = Trainer> {
             _ => value,
         }
     }))
+}
+
+pub fn attention_kinds() -> impl TypedValueParser<Value = AttentionChoice> {
+    one_of([
+        described(AttentionChoice::Unfused, "GEMMs and a softmax, with the scores in memory"),
+        described(AttentionChoice::Flash, "FlashAttention, of the generation that the trainer uses"),
+        described(AttentionChoice::Cudnn, "cuDNN's fused kernels"),
+    ])
+}
+
+pub fn loss_kinds() -> impl TypedValueParser<Value = LossKind> {
+    one_of([
+        described(LossKind::Fused, "One fused kernel, which keeps logits in 16 bits"),
+        described(LossKind::Whole, "Separate kernels over whole logits in 32 bits"),
+    ])
 }
 
 /// A value's name and its description in the help.

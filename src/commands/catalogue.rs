@@ -2,18 +2,19 @@
 //! training steps that were fitted to runs.
 
 use super::without_profile;
-use crate::cli::{FigureArgs, JobArgs, PriceArgs};
+use crate::cli::{FigureArgs, JobArgs, PriceArgs, SoftwareArgs};
 use crate::failure::Failure;
 use crate::{input, output, price};
 use autodist_analytic::{
-    Calibration, CataloguePrices, FreeParameters, NodeModel, ParallelDims, Trainer, TrainingRun,
+    AttentionChoice, Calibration, CataloguePrices, FreeParameters, KernelChoice, LossKind, NodeModel,
+    ParallelDims, Trainer, TrainingRun,
 };
 use autodist_cost_model::{CostModel, Prices};
 use autodist_hardware::Catalogue;
 use autodist_spec::error::in_range;
 use autodist_spec::{
     Bytes, CatalogueReference, Check, Cluster, ClusterPart, DeviceClasses, Engine, InputError, Job,
-    ModelSpec, NodeKind, Plan, Precision, Profile, fingerprint,
+    KernelReference, ModelSpec, NodeKind, Plan, Precision, Profile, fingerprint,
 };
 use itertools::Itertools;
 use std::path::PathBuf;
@@ -27,14 +28,27 @@ const SIMULATED: f64 = 0.05;
 #[derive(Debug, Clone)]
 pub struct Software {
     pub trainer: Trainer,
+    pub kernels: KernelChoice,
     /// Facts that nobody gave.
     pub assumptions: Vec<String>,
 }
 
 impl Software {
     /// The given trainer, or Megatron-Core.
-    pub fn of(trainer: Option<Trainer>) -> Self {
-        Self { trainer: trainer.unwrap_or(Trainer::MegatronCore), assumptions: Vec::new() }
+    pub fn of(args: SoftwareArgs) -> Self {
+        let trainer = args.trainer.unwrap_or(Trainer::MegatronCore);
+        Self { trainer, kernels: args.kernels(), assumptions: Vec::new() }
+    }
+
+    /// The reference that plans keep of the kernels of a run.
+    fn kernels_of(&self, run: &TrainingRun) -> KernelReference {
+        let loss = if run.fused_loss { LossKind::Fused } else { LossKind::Whole };
+        KernelReference {
+            attention: AttentionChoice::of(run.attention).to_string(),
+            attention_given: self.kernels.attention.is_some(),
+            loss: loss.to_string(),
+            loss_given: self.kernels.loss.is_some(),
+        }
     }
 }
 
@@ -219,7 +233,7 @@ impl Figures {
     ) -> Result<Option<(Self, Software)>, Failure> {
         let figures = if profile.is_some() { None } else { Self::of_plan(plan, args)? };
         if figures.is_none() {
-            without_profile(None, args)?;
+            without_profile(SoftwareArgs::default(), args)?;
         }
         Ok(figures)
     }
@@ -258,7 +272,8 @@ impl Figures {
             .into());
         }
         let assumptions = plan.assumptions.clone();
-        Ok(Some((figures, Software { trainer, assumptions })))
+        let kernels = kernels_in(reference)?;
+        Ok(Some((figures, Software { trainer, kernels, assumptions })))
     }
 
     /// The fingerprint of the devices' figures.
@@ -283,12 +298,14 @@ impl Figures {
             assumptions: software.assumptions.iter().chain(&self.assumptions).cloned().collect(),
             ..TrainingRun::new(model, Arc::clone(machine), ParallelDims::default(), trainer)
         };
-        let attention = match (trainer, run.attention) {
+        let generation = run.machine.generation;
+        let attention = match (software.kernels.attention, trainer) {
+            (Some(named), _) => trainer.attention_as(named, generation),
             // Published runs are of plain models; since 2024 those of Hugging Face use PyTorch's fused kernels.
-            (Trainer::Deepspeed, _) => Trainer::Fsdp2.attention_on(run.machine.generation),
-            (_, usual) => usual,
+            (None, Trainer::Deepspeed) => Trainer::Fsdp2.attention_on(generation),
+            (None, _) => run.attention,
         };
-        TrainingRun { attention, ..run }
+        TrainingRun { attention, fused_loss: software.kernels.loss == Some(LossKind::Fused), ..run }
     }
 
     /// The closed form of a plan's run; `None` for several kinds of nodes.
@@ -326,7 +343,7 @@ impl Figures {
         let runs = self.machines.iter().map(|machine| self.run_on(machine, model, job, software));
         let (mut error_bar, mut error_bar_of) = (0.0, String::new());
         let nodes = self.cluster.node_count();
-        let mut prices = Vec::new();
+        let (mut prices, mut kernels) = (Vec::new(), None);
         for (run, kind) in runs.zip(self.cluster.node_kinds()) {
             // The error bar of several kinds is the widest.
             let applies = self.calibration.applies_to(&run);
@@ -343,6 +360,7 @@ impl Figures {
             if bar > error_bar {
                 (error_bar, error_bar_of) = (bar, of);
             }
+            kernels.get_or_insert_with(|| software.kernels_of(&run));
             prices.push(CataloguePrices::among(&run, nodes, kind.devices, parameters));
         }
         let step = prices[0].step_costs(error_bar.hypot(SIMULATED));
@@ -355,6 +373,7 @@ impl Figures {
             fingerprint: fingerprint(&self.parameters),
             devices: self.devices(),
             error_bar_of,
+            kernels,
         };
         (costs, reference)
     }
@@ -379,6 +398,24 @@ pub fn beyond(profile: &Profile, cluster: &Cluster) -> Option<Arc<dyn Prices>> {
         ..TrainingRun::new(&profile.model, Arc::new(machine), ParallelDims::default(), trainer)
     };
     Some(Arc::new(CataloguePrices::new(&run, cluster.device_count(), FreeParameters::shipped())))
+}
+
+/// The kernels that were given for a plan.
+fn kernels_in(reference: &CatalogueReference) -> Result<KernelChoice, InputError> {
+    let Some(kernels) = &reference.kernels else { return Ok(KernelChoice::default()) };
+    let unknown = |field: &str, value: &str, known: &str| {
+        InputError::new(format!("cost_source.catalogue.kernels.{field}"), value, "is not a known kernel")
+            .hint(format!("expected one of {known}"))
+    };
+    let attention = kernels.attention.parse::<AttentionChoice>();
+    let attention =
+        attention.map_err(|_| unknown("attention", &kernels.attention, "unfused, flash, cudnn"))?;
+    let loss = kernels.loss.parse::<LossKind>();
+    let loss = loss.map_err(|_| unknown("loss", &kernels.loss, "fused, whole"))?;
+    Ok(KernelChoice {
+        attention: kernels.attention_given.then_some(attention),
+        loss: kernels.loss_given.then_some(loss),
+    })
 }
 
 /// Whether a peak is published for GEMMs in this precision.

@@ -40,8 +40,8 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
             }
         }
     }
-    let software = Software::of(args.trainer);
-    if args.trainer.is_none() {
+    let software = Software::of(args.software);
+    if args.software.trainer.is_none() {
         output::note(&format!("assumed: trainer {}: --trainer not given", software.trainer));
     }
     price::note_without_tokens(args.price.as_ref(), &args.job);

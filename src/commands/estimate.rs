@@ -1,17 +1,16 @@
 //! `autodist estimate`
 
 use super::catalogue::Figures;
-use super::from_trainer::{self, FlagsAndFile, Given};
-use super::{
-    DEFAULT_MODEL, Prices, check_experts, check_prices, prices, profile_of, refused, without_profile,
-};
+use super::from_trainer::{self, FlagsAndFile};
+use super::request::JobRequest;
+use super::{Prices, check_prices, prices, profile_of, refused, without_profile};
 use crate::cli::{EstimateArgs, PriceArgs};
 use crate::failure::Failure;
 use crate::{input, look, output, price};
 use autodist_planner::{Comparison, MemoryShortfall, PlanError, Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
-use autodist_spec::{Job, ModelSpec, Plan, to_json};
+use autodist_spec::{Plan, to_json};
 use std::path::Path;
 
 pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
@@ -78,7 +77,7 @@ fn of_plan(args: &EstimateArgs, path: &Path) -> Result<(Plan, Option<MemoryShort
         plan.assume(software.assumptions);
         return Ok((plan, shortfall));
     }
-    without_profile(args.trainer, &args.figures)?;
+    without_profile(args.software, &args.figures)?;
     let (profile, profile_path) = match &args.price.profile {
         Some(_) => {
             let Prices { profile, path, .. } = prices(&args.price)?;
@@ -93,20 +92,20 @@ fn of_plan(args: &EstimateArgs, path: &Path) -> Result<(Plan, Option<MemoryShort
 }
 
 fn of_profile(args: &EstimateArgs) -> Result<(), Failure> {
-    without_profile(args.trainer, &args.figures)?;
+    without_profile(args.software, &args.figures)?;
     let asked = AskedMeasured::of(FlagsAndFile::of_estimate(args), &args.price)?;
     if let Some(top) = args.best {
-        if let Some(given) = &asked.given {
+        if let Some(given) = &asked.request.given {
             given.note_layout();
         }
         let limits = SearchLimits { top, ..SearchLimits::default() };
-        let AskedMeasured { prices, model, job, .. } = &asked;
+        let AskedMeasured { prices, request: JobRequest { model, job, .. } } = &asked;
         let limits = (limits, args.fewer().all(true));
         let plan = super::plan::fastest_measured(prices, model, job.clone(), &args.strategy, &[], limits)?;
         return print(args, &plan, None, "");
     }
     let (plan, shortfall) = asked.plan()?;
-    let comparison = if asked.given.is_some() && !args.json && plan.fits {
+    let comparison = if asked.request.given.is_some() && !args.json && plan.fits {
         compared_with_the_best(&plan, &asked.prices)
     } else {
         String::new()
@@ -131,43 +130,26 @@ fn compared_with_the_best(plan: &Plan, prices: &Prices) -> String {
     )
 }
 
-/// The prices of a profile, the model and the job, with what a trainer's file gives in the place of flags.
+/// What is asked of the prices of a profile.
 pub struct AskedMeasured<'a> {
     pub prices: Prices,
-    pub model: ModelSpec,
-    pub job: Job,
-    given: Option<Given>,
-    request: FlagsAndFile<'a>,
+    pub request: JobRequest<'a>,
 }
 
 impl<'a> AskedMeasured<'a> {
     /// # Errors
     /// A file cannot be read, its content or the flags are not valid, or the profile is of another model.
-    pub fn of(request: FlagsAndFile<'a>, price: &PriceArgs) -> Result<Self, Failure> {
+    pub fn of(flags: FlagsAndFile<'a>, price: &PriceArgs) -> Result<Self, Failure> {
         // Report errors in the file before missing flags.
         let prices = prices(price);
         let devices = prices.as_ref().ok().map(|prices| prices.cluster.device_count());
-        let given = from_trainer::read(request, devices)?;
+        let given = from_trainer::read(flags, devices)?;
         let prices = prices?;
-        let measured = (Some(prices.profile.seq_len), Some(prices.profile.precision));
-        let (model, job) = match &given {
-            None => {
-                let model = input::model(request.model.unwrap_or(DEFAULT_MODEL))?;
-                check_experts(&model, &request.strategy.ep)?;
-                (model, input::job(request.job, None, measured.0, measured.1)?)
-            }
-            Some(given) => {
-                let model = given.model(request.model, Some(&prices.profile.model))?;
-                let blame = |failure| given.blame(request, failure);
-                let mut job = input::job(&given.job_flags(request.job)?, None, measured.0, measured.1)
-                    .map_err(blame)?;
-                given.complete(&mut job).map_err(blame)?;
-                check_experts(&model, &request.strategy.ep)?;
-                (model, job)
-            }
-        };
-        check_prices(&prices, &model, &job)?;
-        Ok(Self { prices, model, job, given, request })
+        let profile = &prices.profile;
+        let request = JobRequest::of(flags, given, Some(profile), profile.precision)?;
+        request.check_experts(&flags.strategy.ep)?;
+        check_prices(&prices, &request.model, &request.job)?;
+        Ok(Self { prices, request })
     }
 
     /// The plan of the strategy that is asked for, and the memory that it lacks.
@@ -175,13 +157,11 @@ impl<'a> AskedMeasured<'a> {
     /// # Errors
     /// The strategy is not legal or not priced.
     pub fn plan(&self) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
-        let Self { prices, model, job, given, request } = self;
+        let Self { prices, request } = self;
+        let JobRequest { model, job, given, .. } = request;
         let devices = prices.cluster.device_count();
-        let blame = |failure| match given {
-            Some(given) => given.blame(*request, failure),
-            None => failure,
-        };
-        let flags = request.strategy.one()?;
+        let blame = |failure| request.blame(failure);
+        let flags = request.flags.strategy.one()?;
         let (strategy, stages) = match given {
             None => (input::strategy(&flags, devices)?, None),
             Some(given) => {

@@ -3,24 +3,26 @@
 
 use super::catalogue::{Figures, Software};
 use super::from_trainer::{self, FlagsAndFile, Given};
-use super::{DEFAULT_MODEL, check_experts, estimate, plan, refused};
-use crate::cli::{EstimateArgs, JobArgs, Layout};
+use super::request::JobRequest;
+use super::{estimate, plan, refused};
+use crate::cli::{EstimateArgs, Layout, SoftwareArgs};
 use crate::failure::Failure;
 use crate::{input, output};
-use autodist_analytic::{Trainer, even_blocks, software};
-use autodist_planner::{MemoryShortfall, Planner, SearchLimits};
-use autodist_program::stages;
-use autodist_spec::{InputError, Job, ModelSpec, ParallelStrategy, Plan, Recompute, Stage};
+use autodist_analytic::{even_blocks, software};
+use autodist_planner::{MemoryShortfall, PlanError, Planner, SearchLimits};
+use autodist_program::{BrokenRule, framework, rules, stages};
+use autodist_spec::{InputError, ModelSpec, ParallelStrategy, Plan, Recompute, Stage};
 
 pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     let figures = Figures::of(cluster, &args.figures, &args.price)?;
-    let asked = Asked::of(FlagsAndFile::of_estimate(args), args.trainer, &figures)?;
+    let asked = Asked::of(FlagsAndFile::of_estimate(args), args.software, &figures)?;
     if let Some(top) = args.best {
         let limits = SearchLimits { top, ..SearchLimits::default() };
-        let mut job = asked.job.clone();
+        let mut job = asked.request.job.clone();
         input::narrow(&mut job, &args.strategy, figures.cluster.device_count())?;
         let limits = (limits, args.fewer().all(false));
-        let plan = plan::fastest_part(&figures, &asked.model, job, &asked.software_of_search(), limits)?;
+        let plan =
+            plan::fastest_part(&figures, &asked.request.model, job, &asked.software_of_search(), limits)?;
         return estimate::print(args, &plan, None, "");
     }
     let (plan, shortfall) = asked.plan(&figures)?;
@@ -29,50 +31,38 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
 
 /// The model, the job, the software and the flags of the strategy, with what a trainer's file gives in their places.
 pub struct Asked<'a> {
-    pub model: ModelSpec,
-    pub job: Job,
+    pub request: JobRequest<'a>,
     pub software: Software,
     /// The strategy; nothing in a search.
     flags: Layout,
-    given: Option<Given>,
-    request: FlagsAndFile<'a>,
+    /// Whether nobody named the trainer.
+    assumed_trainer: bool,
 }
 
 impl<'a> Asked<'a> {
     /// # Errors
     /// A file cannot be read, or its content or the flags are not valid.
     pub fn of(
-        request: FlagsAndFile<'a>,
-        trainer: Option<Trainer>,
+        args: FlagsAndFile<'a>,
+        flags_of_software: SoftwareArgs,
         figures: &Figures,
     ) -> Result<Self, Failure> {
-        let given = from_trainer::read(request, Some(figures.cluster.device_count()))?;
-        let model = match &given {
-            Some(given) => given.model(request.model, None)?,
-            None => input::model(request.model.unwrap_or(DEFAULT_MODEL))?,
-        };
-        let usual = figures.precision_for(request.job)?;
-        let job = |flags: &JobArgs| input::job(flags, None, None, Some(usual));
-        let own = if request.search { Layout::default() } else { request.strategy.one()? };
-        let (mut job, flags) = match &given {
-            None => (job(request.job)?, own),
-            Some(given) => {
-                let job =
-                    job(&given.job_flags(request.job)?).map_err(|failure| given.blame(request, failure))?;
-                if request.search {
-                    given.note_layout();
-                    (job, own)
-                } else {
-                    (job, given.strategy(&own))
-                }
+        let given = from_trainer::read(args, Some(figures.cluster.device_count()))?;
+        let own = if args.search { Layout::default() } else { args.strategy.one()? };
+        let request = JobRequest::of(args, given, None, figures.precision_for(args.job)?)?;
+        let given = request.given.as_ref();
+        let flags = match given {
+            Some(given) if args.search => {
+                given.note_layout();
+                own
             }
+            Some(given) => given.strategy(&own),
+            None => own,
         };
-        if let Some(given) = &given {
-            given.complete(&mut job).map_err(|failure| given.blame(request, failure))?;
-        }
-        let mut software = Software::of(trainer);
-        if trainer.is_none() {
-            let (trainer, why) = match given.as_ref().map(|given| (given.trainer(), given.format())) {
+        let mut software = Software::of(flags_of_software);
+        let assumed_trainer = flags_of_software.trainer.is_none();
+        if assumed_trainer {
+            let (trainer, why) = match given.map(|given| (given.trainer(), given.format())) {
                 Some((Some(trainer), format)) => (trainer, format!("as files of {format}: ")),
                 Some((None, format)) => (software.trainer, format!("{format} is not modelled, ")),
                 None => (software.trainer, String::new()),
@@ -80,25 +70,42 @@ impl<'a> Asked<'a> {
             software.trainer = trainer;
             software.assumptions.push(format!("trainer {trainer}: {why}--trainer not given"));
         }
-        let unsaid = given.as_ref().is_some_and(|given| !given.gives_precision());
-        if unsaid && input::given_precision(request.job)?.is_none() {
-            software
-                .assumptions
-                .push(format!("precision {}: neither the file nor --precision gives it", job.precision));
+        let unsaid = given.is_some_and(|given| !given.gives_precision());
+        if unsaid && input::given_precision(args.job)?.is_none() {
+            let precision = request.job.precision;
+            let assumption = format!("precision {precision}: neither the file nor --precision gives it");
+            software.assumptions.push(assumption);
         }
-        let asked = Self { model, job, software, flags, given, request };
         let degrees: Vec<u32> =
-            if request.search { request.strategy.ep.clone() } else { asked.flags.ep.into_iter().collect() };
-        check_experts(&asked.model, &degrees).map_err(|error| asked.blame(error.into()))?;
-        Ok(asked)
+            if args.search { args.strategy.ep.clone() } else { flags.ep.into_iter().collect() };
+        request.check_experts(&degrees)?;
+        Ok(Self { request, software, flags, assumed_trainer })
     }
 
-    /// A failure, attributed to the trainer's file if it gave the value.
-    fn blame(&self, failure: Failure) -> Failure {
-        match &self.given {
-            Some(given) => given.blame(self.request, failure),
-            None => failure,
+    /// # Errors
+    /// A rule of the trainer that a strategy breaks, or of the one whose file it is.
+    fn keeps_rules(&self, strategy: &ParallelStrategy) -> Result<(), Failure> {
+        let devices = u32::try_from(strategy.devices()).unwrap_or(u32::MAX);
+        // Rules of every strategy first: the trainers' own ones take them for granted.
+        rules::check_strategy(&self.request.model, &self.request.job, devices, strategy)
+            .map_err(|broken| refused(strategy, PlanError::Illegal(broken)))?;
+        let of_file = self.request.given.as_ref().and_then(Given::framework);
+        let own = self.software.trainer.framework();
+        for framework in [Some(own), of_file.filter(|framework| *framework != own)].into_iter().flatten() {
+            framework::check(framework, &self.request.model, &self.request.job, strategy).map_err(
+                |broken| {
+                    let BrokenRule { field, value, problem, way_out, .. } = broken;
+                    let whose = match (framework == own, self.assumed_trainer) {
+                        (true, true) => {
+                            format!("; this is a rule of {framework}, which is assumed without `--trainer`")
+                        }
+                        _ => String::new(),
+                    };
+                    InputError::new(format!("--{field}"), value, problem).hint(format!("{way_out}{whose}"))
+                },
+            )?;
         }
+        Ok(())
     }
 
     /// The software of a search, which chooses for a trainer; notes say what is assumed about it.
@@ -113,7 +120,7 @@ impl<'a> Asked<'a> {
     /// # Errors
     /// The strategy is not legal or not priced.
     pub fn plan(&self, figures: &Figures) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
-        one(figures, self).map_err(|failure| self.blame(failure))
+        one(figures, self).map_err(|failure| self.request.blame(failure))
     }
 
     /// The strategy of the flags on `devices` devices, and what it assumes. Without `--recompute` it has no
@@ -148,10 +155,10 @@ impl<'a> Asked<'a> {
             }
             (strategy.zero_stage, strategy.shard) = (0, 1);
         }
-        if strategy.tensor > 1 && trainer.traits().splits_sequences && flags.sp.is_none() {
+        if strategy.tensor > 1 && trainer.framework().abilities().sequence_parallel && flags.sp.is_none() {
             assumptions.push("sequence parallelism off: --sp not given".to_owned());
         }
-        if flags.micro_batch.is_none() && self.given.is_some() {
+        if flags.micro_batch.is_none() && self.request.given.is_some() {
             assumptions.push("micro-batch 1: neither the file nor --micro-batch gives it".to_owned());
         }
         if flags.bucket_bytes.is_none() {
@@ -162,31 +169,31 @@ impl<'a> Asked<'a> {
 }
 
 fn one(figures: &Figures, asked: &Asked) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
-    let model = &asked.model;
+    let model = &asked.request.model;
     // The flags of the command line itself override stages and recomputation of a trainer's file.
-    let overriding = &asked.request.strategy.first();
+    let overriding = &asked.request.flags.strategy.first();
     let devices = figures.cluster.device_count();
     let (strategy, assumptions) = asked.strategy(devices)?;
-    software::check(asked.software.trainer, &strategy)?;
-    let own_stages = asked.given.as_ref().and_then(|given| given.stages(overriding, model));
-    let policies = asked.given.as_ref().and_then(|given| given.policies(overriding, model));
-    if let (None, None, Some(given)) = (&own_stages, policies, &asked.given) {
+    let recompute = asked.flags.recompute;
+    let known = ParallelStrategy { recompute: recompute.unwrap_or_default(), ..strategy.clone() };
+    asked.keeps_rules(&known)?;
+    let own_stages = asked.request.given.as_ref().and_then(|given| given.stages(overriding, model));
+    let policies = asked.request.given.as_ref().and_then(|given| given.policies(overriding, model));
+    if let (None, None, Some(given)) = (&own_stages, policies, &asked.request.given) {
         given.one_recompute()?;
     }
-    let recompute = asked.flags.recompute;
     let assumptions = figures.assumptions.iter().cloned().chain(assumptions).collect();
     let mut software = Software { assumptions, ..asked.software.clone() };
     if recompute.is_none() {
         software.assumptions.push("recomputation: --recompute not given".to_owned());
     }
-    figures.check(asked.job.precision)?;
-    software::check_precision(asked.software.trainer, asked.job.precision)?;
-    let (costs, reference) = figures.costs(model, &asked.job, &software);
-    let planner = Planner::of_catalogue(model, &figures.cluster, &asked.job, costs, &reference);
+    figures.check(asked.request.job.precision)?;
+    let (costs, reference) = figures.costs(model, &asked.request.job, &software);
+    let planner = Planner::of_catalogue(model, &figures.cluster, &asked.request.job, costs, &reference);
     let modes = match &recompute {
         Some(mode) => std::slice::from_ref(mode),
         // A file that does not ask for recomputation gets none.
-        None if asked.given.is_some() => &[Recompute::None],
+        None if asked.request.given.is_some() => &[Recompute::None],
         None => software.trainer.recompute_modes(),
     };
     let mut found = None;
@@ -214,7 +221,7 @@ fn one(figures: &Figures, asked: &Asked) -> Result<(Plan, Option<MemoryShortfall
     if recompute.is_none() {
         let mode = plan.strategy.recompute.name();
         software.assumptions.pop();
-        software.assumptions.push(if asked.given.is_some() {
+        software.assumptions.push(if asked.request.given.is_some() {
             format!("recomputation {mode}: neither the file nor --recompute gives it")
         } else {
             let why = if plan.fits { ", the least that fits in memory" } else { "" };

@@ -5,6 +5,7 @@ use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::Trainer;
 use autodist_exporters::{CommandLine, Field, Imported, Target, import_with};
+use autodist_program::Framework;
 use autodist_spec::{
     Check, Experts, Hyperparameter, InputError, Job, Latent, ModelSpec, ParallelStrategy, Positions,
     Precision, Recompute, Stage, text,
@@ -259,6 +260,11 @@ impl Given {
             Target::Torchtitan | Target::Accelerate | Target::Transformers => Some(Trainer::Fsdp2),
             _ => None,
         }
+    }
+
+    /// Whose rules the file's strategy has to keep.
+    pub fn framework(&self) -> Option<Framework> {
+        if self.imported.deepspeed { Some(Framework::Deepspeed) } else { self.target.framework() }
     }
 
     /// The name of the file's format.

@@ -19,16 +19,16 @@ mod orders;
 mod plan;
 mod profile;
 mod report;
+mod request;
 mod schema;
 mod selftest;
 mod train;
 mod tune;
 mod validate;
 
-use crate::cli::{Cli, Command, FigureArgs, PriceArgs, StrategyArgs};
+use crate::cli::{Cli, Command, FigureArgs, PriceArgs, SoftwareArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output, price};
-use autodist_analytic::Trainer;
 use autodist_cost_model::{CostModel, Unpriced};
 use autodist_hardware::Catalogue;
 use autodist_planner::{Infeasible, PlanError, Planner, with_threads};
@@ -232,9 +232,11 @@ fn profile_of(plan: &Plan, plan_path: &Path, given: Option<&PathBuf>) -> Result<
 
 /// # Errors
 /// An option that has an effect only without a profile.
-fn without_profile(trainer: Option<Trainer>, figures: &FigureArgs) -> Result<(), Failure> {
+fn without_profile(software: SoftwareArgs, figures: &FigureArgs) -> Result<(), Failure> {
     let given = [
-        ("--trainer", trainer.map(|trainer| trainer.name().to_owned())),
+        ("--trainer", software.trainer.map(|trainer| trainer.name().to_owned())),
+        ("--attention", software.attention.map(|kernel| kernel.to_string())),
+        ("--loss", software.loss.map(|kernel| kernel.to_string())),
         ("--calibration", figures.calibration.as_ref().map(|path| path.display().to_string())),
         ("--devices", figures.catalogue.devices.first().map(|path| path.display().to_string())),
     ];

@@ -4,7 +4,7 @@ use super::catalogue::Figures;
 use crate::failure::Failure;
 use crate::output;
 use autodist_planner::{Infeasible, SearchLimits};
-use autodist_spec::{Plan, SearchReport, Seconds, StopReason};
+use autodist_spec::{Plan, SearchReport, StopReason};
 
 /// The best of the plans for every order of the nodes, with a note if it is not the given order. Once the time of
 /// `limits` is over and there is a plan, orders are left out.
@@ -58,17 +58,11 @@ pub fn search(
 fn leave_out(best: &mut Plan, unsearched: usize, orders: usize) {
     let merit = best.search.merit();
     best.search.stop_reason = StopReason::TimeLimit;
-    if let Some(least) = least_step(best) {
+    if let Some(least) = best.cluster.least_step(&best.model, &best.job) {
         best.search.lower_bound_s = best.search.lower_bound_s.min(least);
     }
     best.search.gap = merit / best.search.lower_bound_s - 1.0;
     output::note(&format!(
         "the time limit left {unsearched} of {orders} orders of the nodes unsearched; give more time by `--time-limit`"
     ));
-}
-
-/// Seconds that no plan on the devices of this one can beat: its FLOPs at their published peaks, with half of
-/// them for the masked part of attention. `None` without published peaks.
-fn least_step(plan: &Plan) -> Option<Seconds> {
-    Some(plan.estimate.step_time_s * (0.5 * plan.estimate.mfu?))
 }

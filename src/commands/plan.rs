@@ -5,6 +5,7 @@ use super::estimate::AskedMeasured;
 use super::estimate_unmeasured::Asked;
 use super::fewer::FewerDevices;
 use super::from_trainer::FlagsAndFile;
+use super::request::JobRequest;
 use super::{Prices, check_own_engines, check_prices, orders, without_profile};
 use crate::cli::{PlanArgs, StrategyArgs};
 use crate::failure::Failure;
@@ -44,7 +45,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
 
 /// Plans for machines that were measured.
 fn of_profile(args: &PlanArgs, limits: SearchLimits) -> Result<Plan, Failure> {
-    without_profile(args.trainer, &args.figures)?;
+    without_profile(args.software, &args.figures)?;
     let probes = args.probes.as_deref().map(input::validation).transpose()?.map(|v| v.probes);
     if probes.as_ref().is_some_and(Vec::is_empty) {
         let path = args.probes.as_deref().unwrap_or(Path::new("")).display();
@@ -53,7 +54,7 @@ fn of_profile(args: &PlanArgs, limits: SearchLimits) -> Result<Plan, Failure> {
     }
     let probes = probes.unwrap_or_default();
     let asked = AskedMeasured::of(FlagsAndFile::of_plan(args), &args.price)?;
-    let AskedMeasured { prices, model, job, .. } = &asked;
+    let AskedMeasured { prices, request: JobRequest { model, job, .. } } = &asked;
     let search = |flags, all| fastest_measured(prices, model, job.clone(), flags, &probes, (limits, all));
     if args.from.is_empty() {
         return search(&args.strategy, args.fewer.all(true));
@@ -98,23 +99,23 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
         return Err(error.hint("remove this option, or give `--profile`").into());
     }
     let figures = Figures::of(cluster, &args.figures, &args.price)?;
-    let asked = Asked::of(FlagsAndFile::of_plan(args), args.trainer, &figures)?;
+    let asked = Asked::of(FlagsAndFile::of_plan(args), args.software, &figures)?;
     let software = asked.software_of_search();
-    let search = |job: Job| fastest(&figures, &asked.model, job, &software, limits);
+    let JobRequest { model, job: job_asked, .. } = &asked.request;
+    let search = |job: Job| fastest(&figures, model, job, &software, limits);
     if args.from.is_empty() {
-        let mut job = asked.job.clone();
+        let mut job = job_asked.clone();
         input::narrow(&mut job, &args.strategy, figures.cluster.device_count())?;
         let limits = (limits, args.fewer.all(false));
-        return fastest_part(&figures, &asked.model, job, &software, limits);
+        return fastest_part(&figures, model, job, &software, limits);
     }
     let (given, shortfall) = asked.plan(&figures)?;
-    let mut job = asked.job.clone();
+    let mut job = job_asked.clone();
     software::narrow(&mut job, software.trainer)?;
-    let (costs, reference) = figures.costs(&asked.model, &job, &software);
-    let planner =
-        Planner::of_catalogue(&asked.model, &figures.cluster, &job, costs, &reference).limits(limits);
+    let (costs, reference) = figures.costs(model, &job, &software);
+    let planner = Planner::of_catalogue(model, &figures.cluster, &job, costs, &reference).limits(limits);
     let variants = planner.variants((&given.strategy, &given.stages, &given.estimate), shortfall.is_none());
-    with_given(search(asked.job.clone()), given, shortfall, variants, &args.from[1])
+    with_given(search(job_asked.clone()), given, shortfall, variants, &args.from[1])
 }
 
 /// The best plan, with the strategy of a trainer's file and the smallest changes to it.

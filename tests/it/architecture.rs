@@ -23,7 +23,7 @@ const EDGES: [(&str, &str); 18] = [
     ("executor", "codecs communication compute cuda program spec"),
     ("profiler", "codecs collectives communication compute executor program spec"),
     ("reports", "spec"),
-    ("exporters", "spec"),
+    ("exporters", "program spec"),
     (
         "autodist",
         "analytic compute cost-model executor exporters hardware planner profiler program reports spec",

@@ -167,6 +167,7 @@ fn reference() -> CatalogueReference {
         fingerprint: String::new(),
         devices: String::new(),
         error_bar_of: String::new(),
+        kernels: None,
     }
 }
 

@@ -297,7 +297,18 @@ fn an_exported_plan_of_experts_is_priced_as_it_was_planned() {
     assert_eq!(other.code, Some(2), "{}", other.out);
     assert!(other.err.contains("num-experts") && other.err.contains("16 experts"), "{}", other.err);
     // Megatron refuses experts with tensor parallelism without sequence parallelism.
-    line(folder, &format!("estimate {job} {cluster} --tp 2 --ep 8 --zero 1 -o plain.json"));
+    let plain = format!("estimate {job} {cluster} --tp 2 --ep 8 --zero 1");
+    let refused = line(folder, &plain);
+    assert_eq!(refused.code, Some(2), "{}", refused.out);
+    assert!(refused.err.contains("`--sp` is `false`: trains no experts with tp=2"), "{}", refused.err);
+    line(
+        folder,
+        &format!("{plain} -o plain.json")
+            .replace("nemo", "fsdp2")
+            .replace("fp8", "bf16")
+            .replace("--zero 1", "--zero 3"),
+    )
+    .ok();
     let refused = line(folder, "export plain.json --to megatron -o plain");
     assert_eq!(refused.code, Some(2), "{}", refused.out);
     assert!(refused.err.contains("sequence_parallel"), "{}", refused.err);

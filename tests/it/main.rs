@@ -19,11 +19,13 @@ mod external;
 mod external_failures;
 mod failures;
 mod fewer;
+mod field;
 mod gpu;
 mod hostile_files;
 mod hosts;
 mod kept;
 mod lab;
+mod legality;
 
 mod mixed;
 mod mpi;

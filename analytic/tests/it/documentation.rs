@@ -1,6 +1,7 @@
 //! The tables of docs/files.md match the code.
 
 use autodist_analytic::{PRIORS, Trainer, TrainerTraits};
+use autodist_program::framework::Abilities;
 use std::fmt::Write;
 
 fn parameters() -> String {
@@ -23,22 +24,15 @@ fn trainers() -> String {
     let yes = |value| if value { "yes" } else { "no" };
     let list = |stages: &[u8]| stages.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
     for trainer in Trainer::ALL {
-        let TrainerTraits {
-            zero_stages,
-            searched_zero_stages: searched,
-            pipelines,
-            interleaves,
-            tensor,
-            splits_sequences,
-            ..
-        } = *trainer.traits();
+        let TrainerTraits { searched_zero_stages: searched, pipelines, tensor, .. } = *trainer.traits();
+        let Abilities { zero_stages, virtual_stages, context, .. } = trainer.framework().abilities();
         let others: Vec<u8> = zero_stages.iter().copied().filter(|stage| !searched.contains(stage)).collect();
         let asked = if others.is_empty() {
             String::new()
         } else {
             format!("; {} if they are asked for", list(&others))
         };
-        let orders = match (pipelines, interleaves) {
+        let orders = match (pipelines, virtual_stages) {
             (false, _) => "none",
             (true, false) => "1F1B",
             (true, true) => "1F1B, interleaved",
@@ -48,7 +42,7 @@ fn trainers() -> String {
             "| `{trainer}` | {}{asked} | {orders} | {} | {} |",
             list(searched),
             yes(tensor),
-            yes(splits_sequences)
+            yes(context)
         )
         .unwrap();
     }

@@ -187,12 +187,28 @@ fn experts_cost_what_is_active() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_with_the_field() {
-    let fields = |layout: ParallelDims| gpt3(layout, Trainer::Megatron).check().unwrap_err().field;
-    assert_eq!(fields(ParallelDims { pipeline: 128, ..LAYOUT }), "pp");
-    assert_eq!(fields(ParallelDims { expert: 2, ..LAYOUT }), "ep");
-    assert_eq!(fields(ParallelDims { pipeline: 1, virtual_stages: 2, ..LAYOUT }), "vpp");
+fn what_cannot_be_is_refused_with_the_rule() {
+    let reason = |run: &TrainingRun, took_place| run.check(took_place).unwrap_err().problem;
+    let of = |layout: ParallelDims| reason(&gpt3(layout, Trainer::Megatron), true);
+    assert!(
+        of(ParallelDims { pipeline: 128, ..LAYOUT }).contains("128 chunks, but there are only 98 layers")
+    );
+    assert!(of(ParallelDims { expert: 2, ..LAYOUT }).contains("the model has no experts"));
+    let alone = of(ParallelDims { pipeline: 1, virtual_stages: 2, ..LAYOUT });
+    assert!(alone.contains("need pp > 1"), "{alone}");
     let mut small = gpt3(LAYOUT, Trainer::Megatron);
     small.global_batch = 4;
-    assert_eq!(small.check().unwrap_err().field, "global_batch");
+    assert!(reason(&small, true).contains("does not divide the global batch of 4"));
+}
+
+#[test]
+fn what_took_place_is_priced_although_it_breaks_a_rule_and_what_did_not_is_refused() {
+    let run = gpt3(ParallelDims { sequence_parallel: true, ..LAYOUT }, Trainer::Megatron);
+    assert!(run.check(false).unwrap_err().problem.contains("sp=true is not supported by megatron"));
+    let assumption = run.check(true).unwrap().unwrap();
+    assert!(assumption.starts_with("although megatron: sp=true"), "{assumption}");
+    let mut uneven = gpt3(LAYOUT, Trainer::Megatron);
+    uneven.global_batch = 1500;
+    assert!(uneven.check(false).is_err() && uneven.check(true).unwrap().is_some());
+    assert_eq!(gpt3(LAYOUT, Trainer::Megatron).check(false).unwrap(), None);
 }

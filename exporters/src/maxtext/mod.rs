@@ -390,13 +390,6 @@ static ROWS: &[FieldMapping] = &[
             }
             draft.set("gradient_accumulation_steps", 1);
             draft.set("num_pipeline_microbatches", count);
-            if !count.is_multiple_of(settings.pipeline) {
-                draft.refuse(
-                    Field::MicroBatch,
-                    format!("{count} micro-batches are not a multiple of {} stages", settings.pipeline),
-                    "plan with a smaller micro-batch or a larger global batch",
-                );
-            }
         },
         // The global batch, which is read next, determines the number of sequences in a micro-batch.
         read: |document, _| Ok(document.has("per_device_batch_size")),

@@ -4,7 +4,7 @@ mod blocks;
 mod rows;
 mod rules;
 
-pub(crate) use rows::ROWS;
+pub(crate) use rows::{ROUND, ROWS};
 pub(crate) use rules::RULES;
 
 use crate::document::{Document, plain};

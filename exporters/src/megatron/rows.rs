@@ -7,10 +7,14 @@ use crate::row::{
 };
 use crate::settings::Field;
 use crate::stages::{blocks_of_layout, layout, leading_full, uniform_recompute};
+use autodist_program::schedule::round_of;
 use autodist_spec::{
     Activation, Codec, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions,
     Precision, Recompute, ScheduleKind,
 };
+
+/// Micro-batches of a round of the interleaved schedule.
+pub(crate) const ROUND: &str = "microbatch-group-size-per-virtual-pipeline-stage";
 
 /// Flags that rows read besides those that they name.
 pub(super) const ALSO_READ: [&str; 5] = [
@@ -65,11 +69,6 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             draft.set("disable-bias-linear", !model.bias);
             draft.set("untie-embeddings-and-output-weights", !model.tied_embeddings);
             blocks::write(model, draft);
-            if model.has_experts() && settings.tensor > 1 && !settings.sequence_parallel {
-                let problem = "is required by Megatron for experts with tensor parallelism";
-                let error = InputError::new("strategy.sequence_parallel", false, problem);
-                draft.refusals.push(error.hint("plan with `--sp`, or with `--tp 1`"));
-            }
         },
         read: |document, settings| {
             let (Some(layers), Some(hidden), Some(heads)) = (
@@ -192,6 +191,11 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                     "Megatron supports only 1F1B and interleaved 1F1B",
                     "plan with --schedule 1f1b",
                 );
+            }
+            // By default its rounds have as many micro-batches as there are stages.
+            let round = round_of(settings.pipeline, settings.micro_batches());
+            if settings.schedule == ScheduleKind::Interleaved && round > settings.pipeline {
+                draft.set(ROUND, round);
             }
         },
         read: |_, settings| {

@@ -1,6 +1,6 @@
 //! One measured run: its configuration, its step time, and its prediction.
 
-use crate::cli::{FigureArgs, MeasuredRunArgs, PriceArgs};
+use crate::cli::{FigureArgs, MeasuredRunArgs, PriceArgs, SoftwareArgs};
 use crate::commands::catalogue::Figures;
 use crate::commands::estimate_unmeasured::Asked;
 use crate::commands::from_trainer::FlagsAndFile;
@@ -53,7 +53,8 @@ impl<'a> OwnRun<'a> {
             strategy: &args.strategy,
             search: false,
         };
-        let asked = Asked::of(request, args.trainer, &figures)?;
+        let software = SoftwareArgs { trainer: args.trainer, ..SoftwareArgs::default() };
+        let asked = Asked::of(request, software, &figures)?;
         let (plan, shortfall) = asked.plan(&figures)?;
         if shortfall.is_some() {
             output::note(&format!(
