@@ -9,6 +9,7 @@ mod measured;
 mod mistakes;
 mod ranks;
 mod software;
+mod states;
 mod strategy;
 mod understood;
 mod values;
@@ -21,6 +22,7 @@ pub use measured::{BacktestArgs, CalibrateArgs, MeasuredRun, MeasuredRunArgs};
 pub use mistakes::explained;
 pub use ranks::{DevicesArg, RanksArgs, RunArgs, TransportArg};
 pub use software::SoftwareArgs;
+pub use states::{FLAGS as STATE_FLAGS, StateArgs};
 pub use strategy::{Layout, StrategyArgs};
 pub use understood::understood;
 
@@ -186,6 +188,8 @@ pub struct EstimateArgs {
     #[arg(conflicts_with_all = [
         "model", "job", "global_batch", "global_batch_tokens", "seq_len", "seed", "learning_rate", "precision", "cluster", "device_memory", "tp", "pp",
         "dp", "cp", "ep", "vpp", "zero", "shard", "sp", "no_sp", "recompute", "micro_batch", "schedule", "bucket_bytes", "trainer", "attention", "loss", "best",
+        "moment_bits", "master_bits", "gradient_bits", "offload_optimizer", "offload_part", "offload_parameters", "offload_activations",
+        "live_parameters", "second_shard", "gather_bits",
     ])]
     pub plan: Option<PathBuf>,
     /// Read the job and the strategy from a trainer's own configuration, e.g., `--from megatron pretrain.sh`;

@@ -1,7 +1,7 @@
 //! Reads the user's files and flags into typed, checked specs. Nothing else in the program opens an input
 //! file.
 
-use crate::cli::{AllowArg, CatalogueArgs, JobArgs, Layout, NumberArgs, StrategyArgs};
+use crate::cli::{self, AllowArg, CatalogueArgs, JobArgs, Layout, NumberArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::output;
 use autodist_analytic::table::{self, TableRow};
@@ -516,12 +516,14 @@ pub fn job(
         job.give(Hyperparameter::PeakLearningRate);
     }
     let file = args.job.as_ref().map_or_else(|| FLAGS.to_owned(), |path| path.display().to_string());
-    let flags = [
+    args.states.apply(&mut job.states);
+    let mut flags = vec![
         ("global_batch", "--global-batch", args.global_batch.is_some()),
         ("seq_len", "--seq-len", args.seq_len.is_some()),
         ("training_tokens", "--tokens", args.tokens.is_some()),
         ("learning_rate.peak", "--learning-rate", args.learning_rate.is_some()),
     ];
+    flags.extend(states_flags(args));
     job.check().map_err(|error| by_flag(error, &flags).in_file(&file))?;
     Ok(job)
 }
@@ -530,6 +532,17 @@ pub fn job(
 pub fn given_precision(args: &JobArgs) -> Result<Option<Precision>, Failure> {
     let (None, Some(path)) = (args.precision, &args.job) else { return Ok(args.precision) };
     Ok(Job::precision_in(&path.display().to_string(), &bytes(path, "job")?)?)
+}
+
+/// The flags of the state of a training, by the fields that they set, and whether they are given.
+fn states_flags(args: &JobArgs) -> Vec<(&'static str, &'static str, bool)> {
+    let given = |(field, flag)| (field, flag, args.states.flag(field).is_some());
+    cli::STATE_FLAGS.into_iter().map(given).collect()
+}
+
+/// Names the flag of an error in the state of a training, if it is given.
+pub fn blame_states(error: InputError, args: &JobArgs) -> InputError {
+    by_flag(error, &states_flags(args))
 }
 
 /// Adds the flag to an error if the invalid value came from a flag.

@@ -1,7 +1,7 @@
 //! From work to step time: overlap, waiting and exposed communication.
 
 use crate::machine::{FabricKind, Generation};
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
 use crate::parameters::FreeParameters;
 use crate::run::TrainingRun;
 use crate::trainer::{AttentionKind, HostKind, Trainer};
@@ -25,6 +25,8 @@ pub struct Breakdown {
     pub tensor_s: f64,
     pub context_s: f64,
     pub expert_s: f64,
+    /// Exposed copies of activations to the host's memory and back.
+    pub away_s: f64,
     /// Exposed send/recv between pipeline stages.
     pub message_s: f64,
     /// Bubble: pipeline ranks that wait for work.
@@ -49,7 +51,7 @@ impl Breakdown {
 
     fn busy(&self) -> f64 {
         let compute = self.linear_s + self.attention_s + self.elementwise_s + self.head_s + self.recompute_s;
-        let inside = self.tensor_s + self.context_s + self.expert_s + self.gather_s;
+        let inside = self.tensor_s + self.context_s + self.expert_s + self.away_s + self.gather_s;
         compute + inside + self.message_s + self.bubble_s + self.data_s + self.host_s
     }
 }
@@ -99,6 +101,9 @@ pub(crate) struct Block {
     pub context_forward: f64,
     pub context_backward: f64,
     pub expert: f64,
+    /// Copies of activations to the host's memory and back that the passes wait for.
+    pub away_forward: f64,
+    pub away_backward: f64,
     pub forward: f64,
     /// Recomputation included.
     pub backward: f64,
@@ -194,7 +199,8 @@ pub fn time(run: &TrainingRun, work: &StepWork, parameters: &FreeParameters) -> 
     let embedding = work.embedding_bytes * rates.second_per_byte;
 
     // Compute of a stage for one micro-batch; the all-gathers of ZeRO-3 overlap with it.
-    let all_gather = if layout.zero_stage == 3 { rates.transfer(work.block_gather) } else { 0.0 };
+    let all_gather =
+        if layout.zero_stage == 3 { rates.transfer(work.block_gather) + work.block_fetch } else { 0.0 };
     let alone = block.forward + block.backward;
     let beside_gathers = |gather: f64, again: f64| {
         let (forward, backward) = (block.forward.max(gather), block.backward.max((1.0 + again) * gather));
@@ -244,6 +250,7 @@ pub fn time(run: &TrainingRun, work: &StepWork, parameters: &FreeParameters) -> 
     out.tensor_s = times * block.tensor;
     out.context_s = times * (block.context_forward + block.context_backward);
     out.expert_s = times * block.expert;
+    out.away_s = times * (block.away_forward + block.away_backward);
     out.gather_s = gathered_once + times * (beside - alone) + 2.0 * all_gather;
     if stages > 1.0 {
         let once = (last - middle + embedding).max(0.0);
@@ -258,7 +265,7 @@ pub fn time(run: &TrainingRun, work: &StepWork, parameters: &FreeParameters) -> 
     out.data_s = data(run, work, &rates, blocks * block.backward);
     let nodes = f64::from(layout.devices().div_ceil(run.machine.devices_per_node));
     out.jitter_s = out.busy() * p.jitter * nodes.log2();
-    out.optimizer_s = work.optimizer_bytes * p.optimizer * rates.second_per_byte;
+    out.optimizer_s = work.optimizer_bytes * p.optimizer * rates.second_per_byte + work.update_away;
     out.other_s = p.step_s;
     out
 }
@@ -291,7 +298,7 @@ pub(crate) fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block 
     let context_forward = (context - 0.5 * attention_forward).max(0.3 * context);
     let context_backward = (2.0 * context - 0.5 * attention_backward).max(0.6 * context);
 
-    let forward = linear_forward
+    let mut forward = linear_forward
         + attention_forward
         + gather
         + forward_elements
@@ -316,7 +323,15 @@ pub(crate) fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block 
             forward - gather - if stops { (1.0 - p.early_stop).max(0.0) * linear_forward } else { 0.0 }
         }
     };
+    let backward = backward + recompute;
+    // After the repeated forward pass was taken from them.
+    let copied = copied_bytes(run);
+    let away_forward = run.exposed_copy(copied, forward);
+    let away_backward = run.exposed_copy(copied, backward);
+    forward += away_forward;
     Block {
+        away_forward,
+        away_backward,
         linear: linear_forward + linear_backward,
         attention: attention_forward + attention_backward,
         elementwise: gather + forward_elements + backward_elements,
@@ -327,8 +342,16 @@ pub(crate) fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block 
         context_backward,
         expert: 2.0 * experts,
         forward,
-        backward: backward + recompute,
+        backward: backward + away_backward,
     }
+}
+
+/// Bytes of one block's activations that are copied to the host and back.
+fn copied_bytes(run: &TrainingRun) -> f64 {
+    if !run.states.activations.is_away() {
+        return 0.0;
+    }
+    memory::kept(run.word(), run.gated(), &run.kernels(), run.attention, run.residual_rows()).of_pass(run)
 }
 
 /// Seconds of one block's attention core, forward and backward.

@@ -43,6 +43,7 @@ pub mod reserve;
 mod run;
 pub mod sets;
 pub mod software;
+pub mod states;
 mod statistics;
 pub mod table;
 mod trainer;

@@ -1,6 +1,7 @@
 //! Devices and links of a run, prepared once and queried often.
 
 use crate::memo;
+use crate::states::HostRates;
 use autodist_hardware::{
     Attention, AttentionKernel, Catalogue, DeviceModel, GroupShape, InterNodeNetwork, Interconnect,
     KernelParameters,
@@ -48,6 +49,8 @@ pub struct NodeModel {
     pub seconds_per_byte: f64,
     /// Time of the host to launch a kernel, relative to the hosts of the runs of the fit.
     pub host_slowness: f64,
+    /// Rates of a node's host, which matter to state that is kept away from the devices.
+    pub host: HostRates,
 }
 
 /// The network between nodes: its kind, and the bandwidth of all NICs of one node together, in one
@@ -72,7 +75,8 @@ impl NodeModel {
         let fabric = FabricKind::InfinibandOrEthernet;
         let machine = Self::new(device, interconnect, fabric, group.devices);
         let host_slowness = group.host_slowness.unwrap_or(1.0);
-        Ok(Self { memory: group.device.memory_bytes, host_slowness, ..machine })
+        let host = HostRates::of(group.host.as_ref(), machine.generation, &machine.device_name);
+        Ok(Self { memory: group.device.memory_bytes, host_slowness, host, ..machine })
     }
 
     /// A cluster of nodes with `per_node` devices of the given name from the shipped catalogue.
@@ -123,10 +127,11 @@ impl NodeModel {
         static MADE: AtomicU64 = AtomicU64::new(0);
         let figures = device.figures();
         let large = 1e9;
+        let generation = generation(figures.architecture.as_deref());
         Self {
             number: MADE.fetch_add(1, Ordering::Relaxed),
             device_name: figures.name.clone(),
-            generation: generation(figures.architecture.as_deref()),
+            generation,
             fabric,
             devices_per_node,
             memory: figures.memory_bytes,
@@ -134,6 +139,7 @@ impl NodeModel {
             processors: f64::from(figures.processors.unwrap_or(100)),
             seconds_per_byte: device.memory_bound(large).time.0 / large,
             host_slowness: 1.0,
+            host: HostRates::of(None, generation, &figures.name),
             interconnect,
             device,
         }

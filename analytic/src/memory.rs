@@ -5,7 +5,9 @@
 //! used: a plan that is predicted to fit must fit.
 
 use crate::run::TrainingRun;
+use crate::states::parameter_bytes;
 use crate::trainer::{AttentionKind, Trainer};
+use autodist_cost_model::ParameterBytes;
 use autodist_spec::{Kernels, Precision, Recompute};
 use serde::Serialize;
 
@@ -27,7 +29,9 @@ pub struct Memory {
 }
 
 /// Gathered parameters that DeepSpeed's ZeRO-3 keeps, by default (`stage3_max_live_parameters`).
-const LIVE: f64 = 1e9;
+pub(crate) const LIVE: f64 = 1e9;
+/// Parameters that DeepSpeed's ZeRO-3 updates at a time, by default (`sub_group_size`).
+const GROUP: f64 = 1e9;
 /// Elements per bucket in DeepSpeed, by default.
 pub(crate) const BUCKET: f64 = 5e8;
 /// Memory that Megatron-Core's allocator (expandable segments) holds in addition to its peak, as a fraction
@@ -115,26 +119,23 @@ impl Memory {
             }
         };
         let bytes = Bytes::of(run);
+        let [held, _] = parameter_bytes(run, bytes.each);
         let mut memory = Self {
-            weights: bytes.weight * part(3),
-            gradients: bytes.gradient * part(2),
-            optimizer: bytes.state * part(1),
+            weights: held.weight * part(3),
+            gradients: held.gradient * part(2),
+            optimizer: held.state * part(1),
             ..Self::default()
         };
         let tokens = run.shard().tokens;
         let flight = in_flight(run, rank);
         let block = kept(run.word(), run.gated(), &kernels, run.attention, run.residual_rows());
-        let kept = match run.recompute {
-            Recompute::None => block.all(),
-            // PyTorch recomputes every second block or GEMM: half of them.
-            Recompute::Selective if run.trainer.traits().shards_parameters => 0.5 * block.all(),
-            Recompute::Selective => block.all() - block.scores,
-            Recompute::Full => run.word() * block.rows,
-        };
+        let kept = block.of_pass(run);
         let repeated = if run.recompute == Recompute::None { 0.0 } else { block.all() };
         // For the classic trainers this is part of the fragmentation, which was fitted to their peaks.
         let passing = if run.trainer.traits().classic { 0.0 } else { passing(run) };
-        memory.activations = flight * blocks * kept + repeated + passing;
+        // Of those that are copied to the host, the device has a block's own and the next one's.
+        let here = if run.states.activations.is_away() { 2.0 } else { f64::INFINITY };
+        memory.activations = (flight * blocks).min(here) * kept + repeated + passing;
         if run.trainer == Trainer::MegatronDeepspeed && !only {
             // DeepSpeed's pipeline keeps an input and an output buffer for each micro-batch.
             memory.activations += 2.0 * flight * run.word() * tokens * f64::from(run.model.hidden);
@@ -143,6 +144,10 @@ impl Memory {
             memory.logits = tokens * f64::from(run.model.vocab) / tensor * bytes.logit(run.fused_loss);
         }
         memory.buffers = buffers(run, elements, first || last);
+        let update = update_buffers(run, layout.zero_stage, part(3));
+        if update > memory.activations + memory.logits + memory.buffers {
+            (memory.activations, memory.logits, memory.buffers) = (0.0, 0.0, update);
+        }
         if run.trainer.traits().shards_parameters && only && run.micro_batches() <= 1.0 {
             // PyTorch frees gradients after the update: with one micro-batch they grow while activations are
             // freed, up to the reduction of embedding and head, which are one group.
@@ -171,16 +176,15 @@ enum Rank {
 
 /// Bytes per parameter.
 pub(crate) struct Bytes {
-    pub weight: f64,
-    pub gradient: f64,
-    pub state: f64,
+    pub each: ParameterBytes,
     trainer: Trainer,
 }
 
 impl Bytes {
     /// Megatron: 16-bit weights, fp32 gradients, fp32 master weights and two moments: 18. DeepSpeed: 16-bit
     /// gradients, and in addition to its shard of master weights and moments an fp32 and a 16-bit copy of the
-    /// shard's gradient; with bf16, gradients are also accumulated in fp32. PyTorch FSDP: everything in fp32,
+    /// shard's gradient; with bf16 and without ZeRO, or on Megatron's pipeline, gradients are also accumulated in fp32
+    /// (`get_data_types` of its engine). PyTorch FSDP: everything in fp32,
     /// and one block at a time gathered in 16 bits. In fp32 no trainer keeps master weights.
     pub fn of(run: &TrainingRun) -> Self {
         let trainer = run.trainer;
@@ -188,18 +192,21 @@ impl Bytes {
             _ if run.word() > 2.0 => (4.0, 4.0, 8.0),
             Trainer::Megatron | Trainer::MegatronCore | Trainer::Oneflow => (2.0, 4.0, 12.0),
             Trainer::Nemo => (2.0, 2.0, 12.0),
+            // Its shard's gradients are copied to fp32 for one group of parameters at a time.
+            Trainer::Deepspeed if run.layout.zero_stage == 3 => (2.0, 2.0, 12.0),
+            Trainer::Deepspeed if run.layout.zero_stage > 0 => (2.0, 2.0, 18.0),
             Trainer::MegatronDeepspeed | Trainer::Deepspeed if run.dtype == Precision::Bf16 => {
                 (2.0, 6.0, 14.0)
             }
             Trainer::MegatronDeepspeed | Trainer::Deepspeed | Trainer::Internevo => (2.0, 2.0, 18.0),
             Trainer::Fsdp | Trainer::Fsdp2 => (4.0, 4.0, 8.0),
         };
-        Self { weight, gradient, state, trainer }
+        Self { each: ParameterBytes { weight, gradient, state }, trainer }
     }
 
     /// Bytes per logit: 16 bits and an fp32 copy; with a fused loss 16 bits and their gradient; eager losses
     /// keep one more copy and its gradient.
-    fn logit(&self, fused: bool) -> f64 {
+    pub fn logit(&self, fused: bool) -> f64 {
         match (fused, self.trainer) {
             (true, _) => 4.0,
             (false, Trainer::Fsdp | Trainer::Fsdp2) => 14.0,
@@ -241,6 +248,17 @@ impl Kept {
     pub(crate) fn all(&self) -> f64 {
         self.along + self.split + self.scores
     }
+
+    /// Bytes that stay until the backward pass.
+    pub(crate) fn of_pass(&self, run: &TrainingRun) -> f64 {
+        match run.recompute {
+            Recompute::None => self.all(),
+            // PyTorch recomputes every second block or GEMM: half of them.
+            Recompute::Selective if run.trainer.traits().shards_parameters => 0.5 * self.all(),
+            Recompute::Selective => self.all() - self.scores,
+            Recompute::Full => run.word() * self.rows,
+        }
+    }
 }
 
 /// Bytes of the gradients that one block's backward pass holds at once: attention's scores before and after
@@ -276,14 +294,22 @@ pub(crate) fn kept(
     Kept { along, split: word * (attention.kept + mlp.kept), scores, rows }
 }
 
+/// Bytes of the gradients in fp32 of the parameters that DeepSpeed's ZeRO-3 updates at a time, of a shard of
+/// `elements`; 0 for others.
+pub(crate) fn update_buffers(run: &TrainingRun, zero_stage: u8, elements: f64) -> f64 {
+    let copies = run.trainer == Trainer::Deepspeed && zero_stage == 3 && run.states.part_away() < 1.0;
+    if copies && run.word() <= 2.0 { 4.0 * GROUP.min(elements) } else { 0.0 }
+}
+
 /// Bytes of the flat buffers in which DeepSpeed and trainers like it reduce the gradients of `elements`
-/// parameters; 0 for others.
+/// parameters, of which `live` stay gathered, by buckets of `bucket` elements; 0 for others.
 pub(crate) fn flat_buffers(
     trainer: Trainer,
     elements: f64,
     pipeline: u32,
     zero_stage: u8,
     shards: u32,
+    (live, bucket): (f64, f64),
 ) -> f64 {
     if !trainer.traits().flat_buffers {
         return 0.0;
@@ -291,11 +317,11 @@ pub(crate) fn flat_buffers(
     let more = match zero_stage {
         _ if pipeline > 1 || shards == 1 => 0.0,
         // Parameters that stay gathered.
-        3 => LIVE.min(elements),
+        3 => live.min(elements),
         // Without a pipeline, gradients are copied into one flat buffer before they are reduced.
         _ => elements,
     };
-    4.0 * BUCKET.min(elements) + 2.0 * more
+    4.0 * bucket.min(elements) + 2.0 * more
 }
 
 fn buffers(run: &TrainingRun, elements: f64, has_table: bool) -> f64 {
@@ -311,7 +337,9 @@ fn buffers(run: &TrainingRun, elements: f64, has_table: bool) -> f64 {
         }
         Trainer::MegatronDeepspeed | Trainer::Deepspeed | Trainer::Internevo => {
             let shards = if run.layout.zero_stage >= 1 { run.layout.shards() } else { 1 };
-            flat_buffers(run.trainer, elements, run.layout.pipeline, run.layout.zero_stage, shards)
+            let (stage, sizes) = (run.layout.zero_stage, (run.live_parameters(), BUCKET));
+            let second = if stage == 3 { run.second_copy(elements) } else { 0.0 };
+            flat_buffers(run.trainer, elements, run.layout.pipeline, stage, shards, sizes) + second
         }
         // A pipeline keeps everything that it has gathered, and accumulates whole gradients in fp32.
         Trainer::Fsdp | Trainer::Fsdp2 if run.layout.pipeline > 1 => (run.word() + 4.0) * elements,

@@ -10,16 +10,18 @@ use crate::launches::Launches;
 use crate::memory::{self, Reserve};
 use crate::parameters::FreeParameters;
 use crate::run::{ParallelDims, TrainingRun};
+use crate::software::BUCKET;
+use crate::states::{check_strategy, parameter_bytes};
 use crate::trainer::{AttentionKind, Trainer};
 use crate::work::StepWork;
 use autodist_cost_model::{
-    CollectiveQuery, CostModel, MessageQuery, ParameterBytes, Price, Prices, Purpose, SegmentPrice,
-    SegmentQuery, StepCosts, Unpriced,
+    CollectiveQuery, CostModel, MessageQuery, Price, Prices, Purpose, SegmentPrice, SegmentQuery, StepCosts,
+    Unpriced,
 };
 use autodist_program::{Transfer, residual_stream};
 use autodist_spec::profile::Interference;
 use autodist_spec::{
-    Algorithm, BlockSpec, Bytes, Collective, DeviceClasses, Job, ModelSpec, ParallelStrategy, Pass,
+    Algorithm, BlockSpec, Bytes, Collective, DeviceClasses, Job, Kernels, ModelSpec, ParallelStrategy, Pass,
     Provenance, Recompute, Seconds, Segment,
 };
 use std::collections::BTreeMap;
@@ -141,17 +143,20 @@ impl CataloguePrices {
         } else {
             self.parameters.reduce_exposed
         };
-        let kept = memory::Bytes::of(&self.run);
+        let by_stage = [0, 1, 2, 3].map(|zero_stage| {
+            let layout = ParallelDims { zero_stage, ..self.run.layout };
+            let run = TrainingRun { layout, ..self.run.clone() };
+            parameter_bytes(&run, memory::Bytes::of(&run).each)
+        });
         StepCosts {
             overlaps_reductions: self.run.overlap,
             receives_block: trainer.traits().receives_block,
             frees_gradients: trainer.traits().shards_parameters,
             pipelines_stay_gathered: trainer.traits().shards_parameters,
-            parameter_bytes: ParameterBytes {
-                weight: kept.weight as u64,
-                gradient: kept.gradient as u64,
-                state: kept.state as u64,
-            },
+            parameter_bytes: by_stage.map(|[device, _]| device),
+            host_bytes: by_stage.map(|[_, host]| host),
+            whole_gradient_bytes: self.run.whole_gradient_bytes(),
+            activations_on_host: self.run.states.activations.is_away(),
             interference: Interference {
                 compute_slowdown: 1.0 / (1.0 - lost.clamp(0.0, 0.95)),
                 communication_slowdown: 1.0,
@@ -318,6 +323,8 @@ impl CataloguePrices {
             let alone = rates.transfer(forward.exposed) + rates.transfer(forward.overlapped);
             costs.mlp.again += block.tensor_forward - programs * costs.tensor * alone;
         }
+        costs.mlp.forward += block.away_forward;
+        costs.mlp.backward += block.away_backward;
         let jitter = self.jitter();
         costs.launches = Launches::of(jitter * launch_seconds(run, &work, p));
         for passes in [&mut costs.norm, &mut costs.attention, &mut costs.mlp] {
@@ -402,7 +409,8 @@ impl Kept {
             mlp_weights: bytes(gradient, (matrices - 1.0) * ffn * hidden),
             table: bytes(gradient, vocab * hidden),
             logits: bytes(word, tokens * vocab),
-            loss: bytes(if fully_sharded { 12.0 } else { 4.0 }, tokens * vocab),
+            // Beside the logits in 16 bits.
+            loss: bytes(memory::Bytes::of(run).logit(run.fused_loss) - 2.0, tokens * vocab),
         }
     }
 
@@ -475,10 +483,14 @@ impl Prices for CataloguePrices {
         let bytes = match purpose {
             // A program counts gradients in fp32.
             Purpose::Bucket(Transfer::Reduce | Transfer::ReduceReplicas) => {
-                bytes.as_f64() * self.run.trainer.gradient_bytes(self.run.dtype) / 4.0
+                bytes.as_f64() * self.run.gradient_bytes() / 4.0
             }
             _ => bytes.as_f64(),
         };
+        if let Err(error) = check_strategy(self.run.trainer, &self.run.states, strategy) {
+            let what = format!("`{}` is `{}`: {}", error.field, error.value, error.problem);
+            return Err(Unpriced { what, hint: error.hint, doubted: false });
+        }
         // Under ZeRO-1 and 2 only Megatron-Core reduce-scatters: the others all-reduce whole gradients.
         let whole = matches!(strategy.zero_stage, 1 | 2) && !self.run.trainer.traits().core;
         let alone = match purpose {
@@ -486,6 +498,14 @@ impl Prices for CataloguePrices {
                 self.alone(Collective::AllReduce, strategy.replicas(), strategy.tensor, bytes)
             }
             Purpose::Bucket(Transfer::ReduceReplicas) if whole => 0.0,
+            Purpose::Bucket(Transfer::Gather) if strategy.zero_stage == 3 => {
+                let gather =
+                    |group: u32| self.alone(kind, group, stride as u32, bytes * self.run.gathered_part());
+                // Every second gather, that of the backward pass, is from a second copy if there is one.
+                let group = group as u32;
+                let second = self.run.states.second_shard.unwrap_or(group).min(group);
+                0.5 * (gather(group) + gather(second))
+            }
             _ => self.alone(kind, group as u32, stride as u32, bytes),
         };
         let p = &self.parameters;
@@ -501,6 +521,10 @@ impl Prices for CataloguePrices {
             // The next step's forward pass starts with the buckets that have arrived.
             Purpose::Bucket(Transfer::Gather) if strategy.zero_stage < 3 => {
                 alone * p.update_gather * if self.run.overlap { p.reduce_exposed.min(1.0) } else { 1.0 }
+            }
+            // The shard is fetched before it is gathered.
+            Purpose::Bucket(Transfer::Gather) => {
+                alone + self.run.fetch_seconds(bytes / self.run.word() / group as f64)
             }
             _ => alone,
         }))
@@ -528,10 +552,10 @@ impl Prices for CataloguePrices {
         Ok(modelled(self.rated(seconds, crosses) * p.message_exposed + p.message_s * self.jitter()))
     }
 
-    /// Adam reads the gradient, reads and writes the master weight and two moments in fp32, and writes the
-    /// working weight.
     fn update(&self, elements: usize) -> Result<Price, Unpriced> {
-        Ok(modelled(30.0 * elements as f64 * self.per_optimizer_byte()))
+        let (run, elements) = (&self.run, elements as f64);
+        let bytes = run.update_bytes() * run.updated_on_device() * elements;
+        Ok(modelled(bytes * self.per_optimizer_byte() + run.update_away(elements)))
     }
 
     /// DeepSpeed's pipeline keeps an input and an output buffer for each micro-batch.
@@ -541,6 +565,11 @@ impl Prices for CataloguePrices {
         }
         let tokens = u64::from(strategy.micro_batch) * u64::from(self.run.seq_len);
         Bytes(2 * self.run.word() as u64 * tokens * u64::from(self.run.model.hidden))
+    }
+
+    fn update_buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {
+        let shard = elements as f64 / f64::from(strategy.shards());
+        Bytes(memory::update_buffers(&self.run, strategy.zero_stage, shard) as u64)
     }
 
     /// DeepSpeed's flat buffers of gradients. PyTorch's allocator does not give the memory of the logits to a
@@ -557,7 +586,21 @@ impl Prices for CataloguePrices {
             return Bytes((logits + loss).min(backward).max(0) as u64 + table as u64);
         }
         let (pipeline, stage, shards) = (strategy.pipeline, strategy.zero_stage, strategy.shards());
-        Bytes(memory::flat_buffers(trainer, elements as f64, pipeline, stage, shards) as u64)
+        // Buckets that are not given are DeepSpeed's own.
+        let bucket = match strategy.bucket_bytes {
+            BUCKET => memory::BUCKET,
+            given => given.as_f64() / 4.0,
+        };
+        let sizes = (self.run.live_parameters(), bucket);
+        let flat = memory::flat_buffers(trainer, elements as f64, pipeline, stage, shards, sizes);
+        if trainer == Trainer::Deepspeed && stage == 3 {
+            // The program has the gathered parameters of two blocks, which are among those that stay.
+            let blocks = 2.0 * self.run.kernels().iter().map(Kernels::weights).sum::<f64>();
+            let counted = self.run.word() * blocks.min(sizes.0).min(elements as f64);
+            let second = self.run.second_copy(elements as f64);
+            return Bytes((flat - counted + second).max(0.0) as u64);
+        }
+        Bytes(flat as u64)
     }
 
     /// Whole gradients are read for their norm, and set to zero.

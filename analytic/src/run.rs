@@ -7,7 +7,7 @@ use autodist_program::framework;
 use autodist_program::rules::{self, Rule};
 use autodist_spec::{
     BlockSpec, InputError, Job, Kernels, ModelSpec, ParallelStrategy, Positions, Precision, Recompute,
-    ScheduleKind, Segment, Shard,
+    ScheduleKind, Segment, Shard, StateStorage,
 };
 use std::sync::Arc;
 
@@ -97,6 +97,8 @@ pub struct TrainingRun {
     pub eager: bool,
     /// Whether the loss is one fused kernel, which keeps logits in 16 bits.
     pub fused_loss: bool,
+    /// Bits and places of the state.
+    pub states: StateStorage,
     /// Assumptions about unknown details of this run.
     pub assumptions: Vec<String>,
 }
@@ -125,6 +127,7 @@ impl TrainingRun {
             broadcasts: false,
             eager: trainer.traits().eager,
             fused_loss: false,
+            states: StateStorage::default(),
             assumptions: Vec::new(),
         }
     }

@@ -1,5 +1,6 @@
 //! The strategies that a trainer supports, as the space of a search.
 
+use crate::states;
 use crate::trainer::Trainer;
 use autodist_program::Framework;
 use autodist_program::framework::Abilities;
@@ -59,6 +60,17 @@ pub fn narrow(job: &mut Job, trainer: Trainer) -> Result<(), InputError> {
     if !matches!(job.optimizer, Optimizer::AdamW { .. }) {
         return Err(InputError::new("optimizer", "sgd", "has no price without a profile: expected adamw")
             .hint("use adamw, or give a profile that was measured with this optimizer"));
+    }
+    job.states = states::completed(trainer, &job.states).0;
+    states::check_states(trainer, &job.states, &job.optimizer, job.precision)?;
+    if let Some(stages) = states::stages(trainer, &job.states) {
+        keep(
+            "allow.zero_stage",
+            &mut job.allow.zero_stage,
+            |one| stages.contains(one),
+            u8::to_string,
+            trainer,
+        )?;
     }
     let usual = Allow::default();
     let allow = &mut job.allow;

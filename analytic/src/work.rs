@@ -94,8 +94,12 @@ pub struct StepWork {
     pub update_gather: LinkTime,
     /// All-gather of one block's parameters from shards.
     pub block_gather: LinkTime,
+    /// Seconds to fetch this rank's shard of one block's parameters, if it is away from the device.
+    pub block_fetch: f64,
     /// Bytes moved by the optimizer's update.
     pub optimizer_bytes: f64,
+    /// Seconds of the update of state that is away from the device.
+    pub update_away: f64,
     /// Elements of the parameters of the device, and of one of its blocks.
     pub parameters: f64,
     pub parameters_of_block: f64,
@@ -284,7 +288,7 @@ impl StepWork {
         let near =
             (machine.devices_per_node / layout.tensor.min(machine.devices_per_node)).clamp(1, replicas);
         let crosses = replicas > near;
-        let bytes = self.parameters * run.trainer.gradient_bytes(run.dtype);
+        let bytes = self.parameters * run.gradient_bytes();
         let sharded = layout.zero_stage >= 1;
         let far = |kind, bytes, ranks: u32| LinkTime {
             seconds: machine.collective(kind, bytes, ranks, near.min(ranks), inside),
@@ -308,13 +312,22 @@ impl StepWork {
         } else if sharded {
             self.update_gather = far(Collective::AllGather, run.word() * self.parameters, shard);
         }
-        self.block_gather = far(Collective::AllGather, run.word() * block, shard);
+        let gathered = run.gathered_part() * run.word() * block;
+        self.block_gather = far(Collective::AllGather, gathered, shard);
+        if let Some(second) = run.states.second_shard.filter(|second| *second < shard) {
+            // The backward pass gathers from the second copy.
+            let near = far(Collective::AllGather, gathered, second);
+            self.block_gather.seconds = 0.5 * (self.block_gather.seconds + near.seconds);
+        }
 
         // Adam: reads the gradient, reads and writes master weight and two moments in fp32, writes the
         // working weight.
         let parts = if sharded { f64::from(shard) } else { 1.0 };
         let whole = if run.trainer.traits().shards_parameters { 0.0 } else { 8.0 * self.parameters };
-        self.optimizer_bytes = 30.0 * self.parameters / parts + whole;
+        let own = self.parameters / parts;
+        self.optimizer_bytes = run.update_bytes() * run.updated_on_device() * own + whole;
+        self.update_away = run.update_away(own);
+        self.block_fetch = run.fetch_seconds(block / f64::from(shard));
     }
 
     /// Fraction of the forward pass that the backward pass repeats.
@@ -365,7 +378,7 @@ impl Copies {
 
 /// Bytes to add a gradient to an accumulated one: both are read, the sum is written.
 fn sum_bytes(run: &TrainingRun) -> f64 {
-    3.0 * run.trainer.gradient_bytes(run.dtype)
+    3.0 * run.gradient_bytes()
 }
 
 /// Queries of a tile of fused attention, all of which see the keys of any of them.

@@ -4,7 +4,9 @@ use crate::curve::Price;
 use crate::priced::Priced;
 use crate::statistics;
 use autodist_program::Op;
-use autodist_spec::{Bytes, Cluster, Estimate, Job, MemoryBreakdown, Seconds, StageEstimate, Utilisation};
+use autodist_spec::{
+    Bytes, Cluster, Estimate, Job, MemoryBreakdown, NodeGroup, Seconds, StageEstimate, Utilisation,
+};
 
 impl Priced<'_> {
     pub fn estimate(&self, job: &Job, cluster: &Cluster) -> Estimate {
@@ -33,6 +35,7 @@ impl Priced<'_> {
             memory_limit_bytes: Some(job.usable(Bytes(self.capacity(cluster, fullest) as u64))),
             cost: simulation.ranks[busiest].clone(),
             memory: memory[fullest].clone(),
+            host_memory_bytes: self.host_of_node(cluster),
             lower_bound_s: self.lower_bound(),
             provenance: totals.iter().map(|total| total.provenance).max().unwrap_or_default(),
             stages: simulation
@@ -62,6 +65,39 @@ impl Priced<'_> {
         let classes = self.costs.classes.of_stage(&self.program.strategy, rank);
         let own = sizes.get(classes.iter()).filter(|_| self.costs.classes.count() > 1);
         own.unwrap_or(&sizes).iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
+    /// Bytes that the fullest node keeps in its host's memory; `None` if nothing is kept there.
+    pub fn host_of_node(&self, cluster: &Cluster) -> Option<Bytes> {
+        self.hosts(cluster).into_iter().max().filter(|bytes| *bytes > Bytes::ZERO)
+    }
+
+    /// What a node keeps in its host's memory and the size of that memory, of the first node where it is too small.
+    pub fn host_shortfall(&self, cluster: &Cluster) -> Option<(Bytes, Bytes)> {
+        let memory = |group: &NodeGroup| group.host.as_ref()?.memory_bytes;
+        if cluster.nodes.iter().all(|group| memory(group).is_none()) {
+            return None;
+        }
+        let each = cluster.nodes.iter().flat_map(|group| std::iter::repeat_n(group, group.count as usize));
+        let has = each.map(memory);
+        self.hosts(cluster).into_iter().zip(has).find_map(|(needs, has)| {
+            let has = has?;
+            (needs > has).then_some((needs, has))
+        })
+    }
+
+    /// By node, what its devices keep in the host's memory.
+    fn hosts(&self, cluster: &Cluster) -> Vec<Bytes> {
+        let per_rank = self.host_memory();
+        let stage = self.program.mesh.stage();
+        let bytes = |device: usize| per_rank.get(device / stage).map_or(0, |bytes| bytes.0);
+        let mut first = 0;
+        let mut all = Vec::new();
+        for devices in cluster.devices_per_node() {
+            all.push(Bytes((first..first + devices as usize).map(bytes).sum()));
+            first += devices as usize;
+        }
+        all
     }
 
     /// Total work of a rank in a step, exposed or overlapped.

@@ -31,6 +31,7 @@ mod larger;
 mod layers;
 mod measured;
 mod memory;
+mod offload;
 mod outline;
 mod peak;
 mod priced;
@@ -74,7 +75,11 @@ pub struct CostModel {
     pub(crate) seq_len: u32,
     pub(crate) precision: Precision,
     pub(crate) optimizer_kind: Optimizer,
-    parameter_bytes: ParameterBytes,
+    parameter_bytes: [ParameterBytes; 4],
+    /// As in [`StepCosts`].
+    pub(crate) host_bytes: [ParameterBytes; 4],
+    pub(crate) whole_gradient_bytes: f64,
+    pub(crate) activations_on_host: bool,
     /// The kinds of devices, and the prices of each.
     classes: DeviceClasses,
     prices: Vec<Arc<dyn Prices>>,
@@ -155,7 +160,10 @@ impl CostModel {
             seq_len: profile.seq_len,
             precision: profile.precision,
             optimizer_kind: profile.optimizer_kind,
-            parameter_bytes: ParameterBytes::of(profile.precision, profile.optimizer_kind),
+            parameter_bytes: [ParameterBytes::of(profile.precision, profile.optimizer_kind); 4],
+            host_bytes: [ParameterBytes::default(); 4],
+            whole_gradient_bytes: 4.0,
+            activations_on_host: false,
             classes: DeviceClasses::alike(),
             prices: vec![Arc::new(ProfilePrices::new(profile))],
             extended: None,
@@ -220,6 +228,9 @@ impl CostModel {
             precision: job.precision,
             optimizer_kind: job.optimizer,
             parameter_bytes: step.parameter_bytes,
+            host_bytes: step.host_bytes,
+            whole_gradient_bytes: step.whole_gradient_bytes,
+            activations_on_host: step.activations_on_host,
             classes,
             prices,
             extended: None,
@@ -286,8 +297,13 @@ impl CostModel {
     }
 
     #[must_use]
-    pub fn parameter_bytes(&self) -> &ParameterBytes {
-        &self.parameter_bytes
+    pub fn parameter_bytes(&self, strategy: &ParallelStrategy) -> &ParameterBytes {
+        &self.parameter_bytes[usize::from(strategy.zero_stage.min(3))]
+    }
+
+    /// The same in the host's memory.
+    pub(crate) fn host_bytes(&self, strategy: &ParallelStrategy) -> &ParameterBytes {
+        &self.host_bytes[usize::from(strategy.zero_stage.min(3))]
     }
 
     /// The kinds of devices.
@@ -353,6 +369,10 @@ impl CostModel {
 
     pub(crate) fn kept_of_pass(&self, strategy: &ParallelStrategy) -> Bytes {
         self.prices.iter().map(|prices| prices.kept_of_pass(strategy)).max().unwrap_or_default()
+    }
+
+    pub(crate) fn update_buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {
+        self.prices.iter().map(|prices| prices.update_buffers(elements, strategy)).max().unwrap_or_default()
     }
 
     pub(crate) fn buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {

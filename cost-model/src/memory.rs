@@ -2,6 +2,7 @@
 
 use crate::coding;
 use crate::measured::Unpriced;
+use crate::offload::{Begins, Copied};
 use crate::priced::{Priced, Pricer};
 use crate::prices::ParameterBytes;
 use autodist_program::{
@@ -36,12 +37,17 @@ impl Live {
 
 /// Live bytes now, and their maximum so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Account {
+pub(crate) struct Account {
     live: Live,
     peak: Live,
 }
 
 impl Account {
+    /// Live activations.
+    pub(crate) fn activations(&mut self) -> &mut i64 {
+        &mut self.live.activations
+    }
+
     fn moment(&mut self, extra: Live) {
         let candidate = self.live.plus(&extra);
         if candidate.total() > self.peak.total() {
@@ -61,6 +67,8 @@ impl Account {
 pub(crate) struct BodyMemory {
     net_activations: i64,
     peak: Live,
+    /// Activations that it moves to the host's memory; negative if it fetches them.
+    to_host: i64,
 }
 
 impl BodyMemory {
@@ -78,21 +86,50 @@ fn working_bytes(program: &Program, elements: usize) -> i64 {
     program.precision.working(elements as u64).0 as i64
 }
 
-/// Visits a body's instructions once, in order.
+/// The memory of a body. If activations of blocks are in the host's memory between forward and backward pass, its
+/// blocks are visited once for what each keeps, and again with what is on the device.
 pub(crate) fn body_memory(
     pricer: &mut Pricer,
     rank: &RankProgram,
     body: &Body,
 ) -> Result<BodyMemory, Unpriced> {
+    let (account, to_host) = if pricer.activations_on_host() && body.kind != BodyKind::Optimizer {
+        let mut begins = Begins::default();
+        let mut whole = visited(pricer, rank, body, &mut |layer, account| begins.note(layer, account))?;
+        let growths = begins.growths(&pricer.program().model, *whole.activations());
+        let mut copied = Copied::of(body.kind, &growths);
+        let mut account = visited(pricer, rank, body, &mut |_, account| copied.enter(account))?;
+        copied.finish(&mut account);
+        (account, growths.iter().sum())
+    } else {
+        (visited(pricer, rank, body, &mut |_, _| ())?, 0)
+    };
+    Ok(BodyMemory { net_activations: account.live.activations, peak: account.peak, to_host })
+}
+
+/// Visits a body's instructions once, in order; `enter` is told of each block when its first one begins.
+fn visited(
+    pricer: &mut Pricer,
+    rank: &RankProgram,
+    body: &Body,
+    enter: &mut dyn FnMut(usize, &mut Account),
+) -> Result<Account, Unpriced> {
     let program = pricer.program();
     let within_pass = !pricer.stays_gathered();
     let mut account = Account::default();
     let mut whole_gradients = vec![false; rank.buckets().len()];
+    let mut block = None;
     for instruction in &body.instructions {
+        if let Some(layer) = instruction.layer()
+            && block != Some(layer)
+        {
+            block = Some(layer);
+            enter(layer, &mut account);
+        }
         match *instruction {
             Instruction::Segment { layer, segment, pass, recompute } => {
                 if pass == Pass::Backward && within_pass {
-                    allocate_gradients(program, rank, layer, &mut whole_gradients, &mut account);
+                    allocate_gradients(pricer, rank, layer, &mut whole_gradients, &mut account);
                 }
                 let price = pricer.segment((rank.pipeline_rank, layer), segment, pass, recompute)?;
                 account.moment(Live { temporary: price.peak_bytes, ..Live::default() });
@@ -110,24 +147,25 @@ pub(crate) fn body_memory(
                 account.live.buffers -= working_bytes(program, rank.buckets()[bucket].padded);
             }
             Instruction::Wait { transfer: Transfer::Reduce, bucket } if whole_gradients[bucket] => {
-                account.live.gradients -= f32_bytes(rank.buckets()[bucket].padded);
+                account.live.gradients -= pricer.whole_gradients(&rank.buckets()[bucket]);
                 whole_gradients[bucket] = false;
             }
             _ => {}
         }
         account.moment(Live::default());
     }
-    Ok(BodyMemory { net_activations: account.live.activations, peak: account.peak })
+    Ok(account)
 }
 
 /// Whole gradients of a bucket that shards them are allocated by the first backward of a layer that writes to it.
 fn allocate_gradients(
-    program: &Program,
+    pricer: &Pricer,
     rank: &RankProgram,
     layer: usize,
     whole: &mut [bool],
     account: &mut Account,
 ) {
+    let program = pricer.program();
     let tied_head = program.model.tied_embeddings && program.model.kind(layer) == LayerKind::Head;
     let written = |bucket: &Bucket| {
         bucket.layers.iter().any(|l| (l.layer == layer && !bucket.copy) || (tied_head && l.layer == 0))
@@ -135,7 +173,7 @@ fn allocate_gradients(
     for (index, bucket) in rank.buckets().iter().enumerate() {
         if bucket.residence.shards_gradients() && written(bucket) && !whole[index] {
             whole[index] = true;
-            account.live.gradients += f32_bytes(bucket.padded);
+            account.live.gradients += pricer.whole_gradients(bucket);
         }
     }
 }
@@ -161,11 +199,11 @@ fn tensor_collective(
 }
 
 /// Bytes of `each` per parameter of these buckets: whole, or this rank's shard of those that are `sharded`.
-fn kept(buckets: &[Bucket], each: u64, sharded: fn(Residence) -> bool) -> Bytes {
+fn kept(buckets: &[Bucket], each: f64, sharded: fn(Residence) -> bool) -> Bytes {
     let held = |bucket: &Bucket| {
         if sharded(bucket.residence) { bucket.shard_elements() } else { bucket.padded }
     };
-    Bytes(buckets.iter().map(|bucket| held(bucket) as u64 * each).sum())
+    Bytes((buckets.iter().map(held).sum::<usize>() as f64 * each).round() as u64)
 }
 
 /// Weights, gradients and optimizer state of `elements` parameters on one rank, without padding: a lower
@@ -173,10 +211,11 @@ fn kept(buckets: &[Bucket], each: u64, sharded: fn(Residence) -> bool) -> Bytes 
 pub fn persistent_bytes(elements: u64, strategy: &ParallelStrategy, bytes: &ParameterBytes) -> u64 {
     let sharded = elements / u64::from(strategy.shards());
     let residence = Residence::of(strategy);
-    let part = |is_sharded: bool| if is_sharded { sharded } else { elements };
-    bytes.weight * part(residence.shards_parameters())
+    let part = |is_sharded: bool| (if is_sharded { sharded } else { elements }) as f64;
+    let all = bytes.weight * part(residence.shards_parameters())
         + bytes.gradient * part(residence.shards_gradients())
-        + bytes.state * part(residence.shards_state())
+        + bytes.state * part(residence.shards_state());
+    all.floor() as u64
 }
 
 /// Gradients that are freed after each update grow in the backward pass of the only micro-batch, while activations
@@ -226,9 +265,37 @@ impl Priced<'_> {
         (0..self.ranks.len()).map(|rank| self.rank_memory(rank)).collect()
     }
 
+    /// Bytes that one device of each pipeline rank keeps in its host's memory.
+    pub fn host_memory(&self) -> Vec<Bytes> {
+        (0..self.ranks.len()).map(|rank| self.rank_host_memory(rank)).collect()
+    }
+
+    fn rank_host_memory(&self, index: usize) -> Bytes {
+        let (rank, each) = (&self.program.ranks[index], self.costs.host_bytes(&self.program.strategy));
+        if *each == ParameterBytes::default() && !self.costs.activations_on_host {
+            return Bytes::ZERO;
+        }
+        let state = kept(rank.buckets(), each.weight, Residence::shards_parameters)
+            + kept(rank.buckets(), each.gradient, Residence::shards_gradients)
+            + kept(rank.buckets(), each.state, Residence::shards_state);
+        state + self.most_on_host(index)
+    }
+
+    /// The most activations that a rank has in its host's memory within a step.
+    fn most_on_host(&self, index: usize) -> Bytes {
+        let (rank, mut now, mut most) = (&self.program.ranks[index], 0_i64, 0);
+        for op in &rank.ops {
+            let Op::Run { body, .. } = op else { continue };
+            now += self.ranks[index][*body].memory.to_host;
+            most = most.max(now);
+        }
+        Bytes(most.max(0) as u64)
+    }
+
     fn rank_memory(&self, index: usize) -> MemoryBreakdown {
-        let (program, each) = (self.program, self.costs.parameter_bytes());
+        let program = self.program;
         let (rank, strategy) = (&program.ranks[index], &program.strategy);
+        let each = self.costs.parameter_bytes(strategy);
         let peak = self.step_peak(index);
         let bytes = |n: i64| Bytes(n.max(0) as u64);
         let (state, scratch) = coding::memory(program, index, self.costs.on_accelerators);
@@ -256,6 +323,15 @@ impl Priced<'_> {
         };
         if self.costs.frees_gradients && program.micro_batches == 1 && program.mesh.pipeline == 1 {
             memory = fuller_end(memory, bytes(peak.gradients), program, rank);
+        }
+        let at_update = self.costs.update_buffers(elements, strategy);
+        let in_passes =
+            memory.activations_bytes + memory.temporary_bytes + bytes(peak.gradients) + bytes(peak.buffers);
+        if at_update > in_passes {
+            memory.activations_bytes = Bytes::ZERO;
+            memory.temporary_bytes = Bytes::ZERO;
+            memory.gradients_bytes = kept(rank.buckets(), each.gradient, Residence::shards_gradients);
+            memory.communication_buffers_bytes = staging + at_update;
         }
         let fragmentation = memory.total().as_f64() * self.costs.fragmentation;
         memory.reserve_bytes = self.costs.baseline_bytes + Bytes(fragmentation as u64);

@@ -6,7 +6,7 @@ use crate::memory::{BodyMemory, body_memory};
 use crate::prices::{CollectiveQuery, MessageQuery, Purpose, SegmentQuery};
 use crate::{CostModel, coding};
 use autodist_program::{
-    Axis, Body, BodyKind, Instruction, Message, Op, Program, RankProgram, Transfer, View,
+    Axis, Body, BodyKind, Bucket, Instruction, Message, Op, Program, RankProgram, Transfer, View,
 };
 use autodist_spec::{Algorithm, Bytes, ClassRange, Codec, Collective, Pass, Recompute, Segment};
 use std::collections::BTreeMap;
@@ -409,6 +409,15 @@ impl<'a> Pricer<'a> {
             _ => price,
         };
         Ok(Some(price + self.costs.stream_handover + self.costs.synchronisation))
+    }
+
+    /// Bytes of the gradients of a bucket before they are reduced to shards.
+    pub fn whole_gradients(&self, bucket: &Bucket) -> i64 {
+        (self.costs.whole_gradient_bytes * bucket.padded as f64).round() as i64
+    }
+
+    pub fn activations_on_host(&self) -> bool {
+        self.costs.activations_on_host
     }
 
     pub fn stays_gathered(&self) -> bool {

@@ -103,6 +103,13 @@ pub trait Prices: fmt::Debug + Send + Sync {
         Bytes::ZERO
     }
 
+    /// Bytes of the buffers that a rank with this number of parameters needs in the optimizer's update, when it has no
+    /// activations.
+    fn update_buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {
+        let _ = (elements, strategy);
+        Bytes::ZERO
+    }
+
     /// Bytes of the buffers that a rank with this number of parameters keeps beside its tensors.
     fn buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {
         let _ = (elements, strategy);
@@ -111,28 +118,35 @@ pub trait Prices: fmt::Debug + Send + Sync {
 }
 
 /// Bytes that a rank keeps for each of its parameters throughout a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ParameterBytes {
-    pub weight: u64,
+    pub weight: f64,
     /// Bytes of an accumulated gradient.
-    pub gradient: u64,
+    pub gradient: f64,
     /// Bytes of the optimizer's moments and the master weight.
-    pub state: u64,
+    pub state: f64,
 }
 
 impl ParameterBytes {
     /// As the executor keeps them: weights in the working precision, everything else in fp32.
     pub fn of(precision: Precision, optimizer: Optimizer) -> Self {
-        let fp32 = Bytes::of_f32(1).0;
+        let fp32 = Bytes::of_f32(1).as_f64();
         let state = optimizer.state_elements() + u64::from(precision.is_mixed());
-        Self { weight: precision.working(1).0, gradient: fp32, state: fp32 * state }
+        Self { weight: precision.working(1).as_f64(), gradient: fp32, state: fp32 * state as f64 }
     }
 }
 
 /// Costs of a step beyond its operations.
 #[derive(Debug, Clone)]
 pub struct StepCosts {
-    pub parameter_bytes: ParameterBytes,
+    /// By ZeRO stage.
+    pub parameter_bytes: [ParameterBytes; 4],
+    /// The same in the host's memory.
+    pub host_bytes: [ParameterBytes; 4],
+    /// Bytes of a gradient before it is reduced to the shards of ZeRO-2 and 3.
+    pub whole_gradient_bytes: f64,
+    /// Whether activations of blocks are in the host's memory between forward and backward pass.
+    pub activations_on_host: bool,
     /// Whether the parameters that ZeRO shards are gathered only once in a step of a pipeline, and their
     /// gradients reduced once: between micro-batches both are whole.
     pub pipelines_stay_gathered: bool,

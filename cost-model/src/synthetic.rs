@@ -67,6 +67,7 @@ impl SyntheticMachine {
                 devices: self.devices,
                 device,
                 host_slowness: None,
+                host: None,
                 usd_per_device_hour: None,
                 nics: None,
                 link: None,

@@ -8,6 +8,7 @@ use crate::row::{
 };
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
+use crate::states;
 use crate::unsupported::{KeyRule, approximated, ignored, refused};
 use crate::{DeepSpeedKeys, Export, Exporter, File};
 use autodist_spec::{InputError, Precision, Recompute};
@@ -402,6 +403,7 @@ static ROWS: &[FieldMapping] = &[
             Ok(true)
         },
     },
+    states::ACCELERATE,
     FieldMapping {
         field: Field::Recompute,
         theirs: "fsdp_config.fsdp_activation_checkpointing",

@@ -6,6 +6,7 @@ use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField, instead, refuse, size,
 };
 use crate::settings::{Field, Settings};
+use crate::states::NO_STATES;
 use crate::unsupported::{KeyRule, approximated, refused};
 use crate::{Export, Exporter, File};
 use autodist_spec::{InputError, Precision, Recompute, ScheduleKind};
@@ -86,6 +87,7 @@ static RULES: &[KeyRule] = &[
 ];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
+    NO_STATES,
     instead(Field::Data, "the processes that torchrun starts, divided by the other degrees"),
     instead(Field::Model, "the training script builds the model"),
     instead(Field::SeqLen, "set in the launch script"),

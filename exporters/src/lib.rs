@@ -25,6 +25,7 @@ mod settings;
 mod shell;
 mod slurm;
 mod stages;
+mod states;
 mod torchtitan;
 mod transformers;
 mod unsupported;

@@ -3,9 +3,11 @@
 use crate::document::Document;
 use crate::launch::Script;
 use crate::megatron::{ROUND, ROWS, RULES, TF32, connections};
-use crate::row::{ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField, instead};
+use crate::row::{
+    ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField, instead, refuse,
+};
 use crate::settings::Field;
-use crate::unsupported::{KeyRule, approximated, ignored, refused_unless};
+use crate::unsupported::{KeyRule, approximated, ignored, refused, refused_unless};
 use crate::{Export, Exporter, File};
 use autodist_spec::{Codec, InputError, Precision};
 
@@ -71,8 +73,8 @@ impl Exporter for MegatronBridge {
     }
 
     fn rows(&self) -> &'static [FieldMapping] {
-        // All but the first row, the model, which comes from the recipe.
-        &ROWS[1..]
+        // All but the first two: the recipe has the model, and types of the state that a file cannot override.
+        &ROWS[2..]
     }
 
     fn unsupported_fields(&self) -> &'static [UnsupportedField] {
@@ -168,7 +170,13 @@ static BRIDGE: &[KeyRule] = &[
         "is a recipe of mixed precision that is not read",
         "use bf16_mixed or fp16_mixed, or give `--precision`; without a profile `--precision fp8` prices FP8",
     ),
-    approximated(&["comm_overlap."]),
+    refused(
+        &["main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"],
+        &["fp32", "float32", "torch.float32"],
+        "is a type of the optimizer's state that is not read from these files",
+        "remove it from the file, and give `--moment-bits`, `--master-bits` or `--gradient-bits`",
+    ),
+    approximated(&["comm_overlap.", "use_precision_aware_optimizer"]),
     // The recipe builds the model, and the optimizer follows the model's precision.
     ignored(&[
         "model.num_layers",
@@ -203,6 +211,11 @@ static BRIDGE: &[KeyRule] = &[
 
 static UNSUPPORTED: &[UnsupportedField] = &[
     instead(Field::Model, "the recipe builds the model: use the recipe of this model"),
+    refuse(
+        Field::States,
+        "its configuration files do not override types of the optimizer's state, which recipes set in Python",
+        "remove `states` from the job, or export to megatron",
+    ),
     PARAMETERS_AS_THEY_ARE,
     ACTIVATIONS_AS_THEY_ARE,
 ];

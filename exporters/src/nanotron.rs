@@ -7,6 +7,7 @@ use crate::row::{
     clip, full_recompute, instead, note_tf32, precision, refuse, seed, size, without_fp16,
 };
 use crate::settings::Field;
+use crate::states;
 use crate::unsupported::{KeyRule, approximated, ignored, refused};
 use crate::{Ask, Export, Exporter, File};
 use autodist_spec::{
@@ -358,7 +359,6 @@ static ROWS: &[FieldMapping] = &[
             note_tf32(settings, draft);
         },
         read: |document, settings| {
-            document.flag("optimizer.accumulate_grad_in_fp32")?;
             settings.precision = precision(document, "model.dtype")?;
             Ok(true)
         },
@@ -451,6 +451,7 @@ static ROWS: &[FieldMapping] = &[
             Ok(rate.take(settings))
         },
     },
+    states::NANOTRON,
     clip!("optimizer.clip_grad"),
     seed!("general.seed"),
     FieldMapping {

@@ -3,7 +3,7 @@
 use crate::document::{LARGEST_SIZE, shortest};
 use autodist_spec::{
     Algorithm, Codec, Hyperparameter, LayerKind, LearningRate, ModelSpec, Optimizer, ParallelStrategy, Plan,
-    Precision, Recompute, ScheduleKind, Stage,
+    Precision, Recompute, ScheduleKind, Stage, StateStorage,
 };
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +31,7 @@ pub enum Field {
     Recompute,
     Precision,
     Optimizer,
+    States,
     LearningRate,
     GradientClip,
     Seed,
@@ -154,6 +155,8 @@ pub struct Settings {
     pub recompute: Vec<Recompute>,
     pub precision: Precision,
     pub optimizer: Optimizer,
+    /// Bits and places of weights, gradients and optimizer state.
+    pub states: StateStorage,
     pub learning_rate: LearningRate,
     pub gradient_clip: f64,
     pub seed: u64,
@@ -201,6 +204,7 @@ impl Default for Settings {
             recompute: Vec::new(),
             precision: Precision::Fp32,
             optimizer: Optimizer::default(),
+            states: StateStorage::default(),
             learning_rate: LearningRate::default(),
             gradient_clip: 1.0,
             seed: 0,
@@ -249,6 +253,7 @@ impl Settings {
                 .collect(),
             precision: job.precision,
             optimizer: job.optimizer,
+            states: job.states.clone(),
             learning_rate: job.learning_rate,
             gradient_clip: job.gradient_clip,
             seed: job.seed,
@@ -292,6 +297,7 @@ impl Settings {
             Field::Parameters => self.parameters = theirs.parameters,
             Field::Precision => self.precision = theirs.precision,
             Field::Recompute => self.recompute.clone_from(&theirs.recompute),
+            Field::States => self.states.clone_from(&theirs.states),
             Field::Optimizer => {
                 give(&[Betas, Epsilon, Momentum, WeightDecay]);
                 self.optimizer = theirs.optimizer;
@@ -430,6 +436,7 @@ impl Settings {
             Field::Stages => self.pipeline == 1 || self.equal_stages().as_ref() == Some(&self.stages),
             Field::Recompute => self.recompute.iter().all(|r| *r == Recompute::None),
             Field::Precision => self.precision == Precision::Fp32,
+            Field::States => self.states.is_usual(),
             Field::BucketBytes => self.bucket_bytes == Self::default().bucket_bytes || self.data == 1,
             Field::Gradients => self.gradients == Codec::None,
             Field::BucketCodecs => self.bucket_codecs == 0,
@@ -467,6 +474,7 @@ impl Settings {
                 Optimizer::Sgd { .. } => "sgd".to_owned(),
             },
             Field::LearningRate => self.show_learning_rate(),
+            Field::States => self.states.words(),
             other => match self.value(other) {
                 serde_json::Value::String(text) => text,
                 value => value.to_string(),

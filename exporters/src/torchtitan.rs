@@ -8,6 +8,7 @@ use crate::row::{
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
+use crate::states;
 use crate::unsupported::{KeyRule, LAUNCHERS, approximated, ignored, refused};
 use crate::{Export, Exporter, File};
 use autodist_spec::{
@@ -153,12 +154,6 @@ static RULES: &[KeyRule] = &[
         &["1"],
         "changes the schedule or the split, and is not read",
         "remove it from the file",
-    ),
-    refused(
-        &["training.dtype"],
-        &["float32"],
-        "keeps parameters and the optimizer's state in fewer bits than fp32, which plans do not do",
-        "set it to float32, or remove it from the file",
     ),
     refused(
         &["optimizer.name", "optimizer_name", "optimizer.param_groups.0.name"],
@@ -595,6 +590,7 @@ static ROWS: &[FieldMapping] = &[
             Ok(rate.take(settings))
         },
     },
+    states::TORCHTITAN,
     clip!("training.max_norm"),
     seed!("debug.seed"),
     FieldMapping {

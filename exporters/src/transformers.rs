@@ -8,6 +8,7 @@ use crate::row::{
 };
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
+use crate::states;
 use crate::unsupported::{KeyRule, approximated, ignored, refused, refused_unless};
 use crate::{DeepSpeedKeys, Export, Exporter, File, accelerate};
 use autodist_spec::{Hyperparameter, InputError, LearningRate, Optimizer, Precision, Recompute};
@@ -199,13 +200,8 @@ fn fsdp_stage(document: &Document, settings: &Settings) -> Result<u8, InputError
         let refused =
             |problem: &str, hint: &str| Err(InputError::new("fsdp", plain(&value), problem).hint(hint));
         stage = match word.as_str() {
-            "auto_wrap" | "false" | "no" => continue,
-            "offload" => {
-                return refused(
-                    "keeps parameters in host memory, which plans do not do",
-                    "remove the word `offload`: the estimate is for state in the memory of the devices",
-                );
-            }
+            // The row of states reads the offload.
+            "auto_wrap" | "offload" | "false" | "no" => continue,
             "true" => 3,
             strategy => match accelerate::sharding("fsdp", strategy)? {
                 (_, true) if !settings.overridden(Field::Shard) => {
@@ -380,6 +376,8 @@ static ROWS: &[FieldMapping] = &[
                 Optimizer::Sgd { momentum: momentum.unwrap_or(0.0), weight_decay }
             } else if ["adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"]
                 .contains(&kind.as_str())
+                || states::IN_8_BITS.contains(&kind.as_str())
+                || ["paged_adamw", "paged_adamw_32bit"].contains(&kind.as_str())
             {
                 OPTIMIZER.read_adam(document, settings, [0.9, 0.999, 1e-8, 0.0])?
             } else {
@@ -418,6 +416,7 @@ static ROWS: &[FieldMapping] = &[
             Ok(rate.take(settings))
         },
     },
+    states::TRANSFORMERS,
     clip!("max_grad_norm"),
     seed!("seed"),
     FieldMapping {

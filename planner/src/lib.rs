@@ -203,7 +203,9 @@ impl<'a> Planner<'a> {
         };
         let program = Program::compile(self.model, self.job, self.cluster.device_count(), strategy, &stages)?;
         let priced = self.costs.price(&program)?;
-        let shortfall = MemoryShortfall::of(&program, &priced.memory(), &evaluator);
+        let memory = priced.memory();
+        let shortfall = MemoryShortfall::of(&program, &memory, &evaluator)
+            .or_else(|| MemoryShortfall::of_host(&priced, &program, &memory, &evaluator));
         let estimate = priced.estimate(self.job, self.cluster);
         let bound = estimate.lower_bound_s;
         let report = SearchReport {

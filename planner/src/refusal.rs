@@ -4,7 +4,7 @@
 use crate::Planner;
 use crate::candidate::Evaluator;
 use crate::search::{SearchOutcome, UNPRICED};
-use autodist_cost_model::Unpriced;
+use autodist_cost_model::{Priced, Unpriced};
 use autodist_program::{Illegal, Program};
 use autodist_spec::{Bytes, MemoryBreakdown, ParallelStrategy, Recompute, Rejection, StopReason};
 use std::fmt;
@@ -20,12 +20,14 @@ pub struct MemoryShortfall {
     pub capacity: Bytes,
     /// Fraction of the capacity that no plan may use.
     pub reserve: f64,
+    /// What a node keeps in its host's memory, and the size of that memory, if it is too small.
+    pub host: Option<(Bytes, Bytes)>,
 }
 
 impl MemoryShortfall {
     /// The memory that is missing.
     pub fn missing(&self) -> Bytes {
-        self.memory.total().saturating_sub(self.usable)
+        self.short_by()
     }
 
     /// The fullest rank, if it does not fit.
@@ -39,15 +41,37 @@ impl MemoryShortfall {
             usable: evaluator.usable(strategy, fullest as u32),
             capacity: evaluator.capacity(strategy, fullest as u32),
             reserve: evaluator.job.memory_reserve,
+            host: None,
+        })
+    }
+
+    /// The memory of a host that is too small for what a node keeps there.
+    pub(crate) fn of_host(
+        priced: &Priced,
+        program: &Program,
+        memory: &[MemoryBreakdown],
+        evaluator: &Evaluator,
+    ) -> Option<Self> {
+        let host = priced.host_shortfall(evaluator.cluster)?;
+        let strategy = &program.strategy;
+        Some(Self {
+            strategy: strategy.clone(),
+            pipeline_rank: 0,
+            memory: memory[0].clone(),
+            usable: evaluator.usable(strategy, 0),
+            capacity: evaluator.capacity(strategy, 0),
+            reserve: evaluator.job.memory_reserve,
+            host: Some(host),
         })
     }
 
     pub fn needs(&self) -> Bytes {
-        self.memory.total()
+        self.host.map_or_else(|| self.memory.total(), |(needs, _)| needs)
     }
 
     pub fn short_by(&self) -> Bytes {
-        self.needs().saturating_sub(self.usable)
+        let has = self.host.map_or(self.usable, |(_, has)| has);
+        self.needs().saturating_sub(has)
     }
 
     fn largest_part(&self) -> (&'static str, Bytes) {
@@ -63,6 +87,10 @@ impl MemoryShortfall {
 
 impl fmt::Display for MemoryShortfall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((needs, has)) = self.host {
+            let strategy = self.strategy.label();
+            return write!(f, "{strategy} keeps {needs} in the memory of each node's host, which has {has}");
+        }
         let (part, bytes) = self.largest_part();
         write!(
             f,

@@ -52,6 +52,7 @@ pub fn cluster(
         devices,
         device: device.clone(),
         host_slowness: None,
+        host: None,
         usd_per_device_hour: None,
         nics: None,
         link,

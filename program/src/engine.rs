@@ -34,6 +34,11 @@ fn both(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), String
             "precision = {name}: it trains in fp32, tf32 and bf16; use one of them, or {instead}"
         ));
     }
+    if let Some((field, value)) = job.states.settings().into_iter().next() {
+        return Err(format!(
+            "{field} = {value}: its state is in fp32, in the memory of the device; remove it, or {instead}"
+        ));
+    }
     if let Err(Untrained { what, way_out }) = check_model(model, job.seq_len) {
         let use_this = way_out.as_deref().unwrap_or("use another model");
         return Err(format!("{} {what}, which it does not train; {use_this}, or {instead}", model.name));

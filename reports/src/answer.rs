@@ -40,6 +40,12 @@ pub(crate) fn of_plan(plan: &Plan, file: Option<&Path>, verbose: bool) -> Vec<Li
         let at = 1 + lines.iter().position(|line| line.label == "memory").unwrap_or(lines.len() - 1);
         lines.insert(at, Line::new("", risk));
     }
+    if !plan.job.states.is_usual() {
+        lines.push(Line::new("state", plan.job.states.words()));
+    }
+    if let Some(host) = words::host_memory(plan) {
+        lines.push(Line::new("host", host));
+    }
     if let Some(choice) = &plan.device_choice {
         lines.push(Line::new("devices", clean(&words::device_choice(choice))));
     }
@@ -135,6 +141,11 @@ fn memory(plan: &Plan) -> Rich {
         return Rich::from(format!("fits: {peak_of}, {} free{of}", Bytes(usable.0.saturating_sub(peak.0))));
     }
     let mut text = Rich::paint(Style::Bad, "does NOT fit");
+    if peak <= usable {
+        // On the device it does.
+        text += format!(" into the memory of the host: on the device {peak_of}{of}").as_str();
+        return text;
+    }
     text += format!(": {peak_of}, {} too much", Bytes(peak.0.saturating_sub(usable.0))).as_str();
     let largest = plan.estimate.memory.parts().into_iter().max_by_key(|(_, part)| *part);
     if let Some((name, part)) = largest {

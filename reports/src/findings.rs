@@ -351,6 +351,7 @@ mod tests {
             peak_memory_spread_bytes: None,
             memory_risk: None,
             memory_limit_bytes: None,
+            host_memory_bytes: None,
         }
     }
 

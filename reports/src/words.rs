@@ -530,6 +530,20 @@ pub(crate) fn memory_risk(estimate: &Estimate) -> Option<String> {
     Some(format!("nineteen of twenty runs need less than {most}; {}", estimate::memory_risk(risk)))
 }
 
+/// What plans need of their nodes' hosts, and whether these have it; `None` if they keep nothing there.
+pub(crate) fn host_memory(plan: &Plan) -> Option<String> {
+    let needs = plan.estimate.host_memory_bytes?;
+    let sizes = plan.cluster.nodes.iter().map(|group| group.host.as_ref()?.memory_bytes);
+    let sizes: Option<Vec<autodist_spec::Bytes>> = sizes.collect();
+    let of = match sizes.and_then(|sizes| sizes.into_iter().min()) {
+        Some(has) if needs > has => format!("of {has}: NOT enough"),
+        Some(has) => format!("of {has}"),
+        None => "; how much it has is not known: `host.memory_bytes` of a cluster file says it".to_owned(),
+    };
+    let sign = if of.starts_with(';') { "" } else { " " };
+    Some(format!("keeps {needs} in the memory of each node's host{sign}{of}"))
+}
+
 /// `80.0 GiB per device`; of several kinds of devices, the smallest of the pipeline rank with the peak.
 pub(crate) fn device_memory(plan: &Plan) -> String {
     let Some(smallest) = fullest_device(plan) else { return String::new() };

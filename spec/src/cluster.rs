@@ -2,6 +2,7 @@
 
 use crate::catalog::{self, DeviceFigures};
 use crate::error::{InputError, in_range, not_negative, rate as rate_in};
+use crate::host::NodeHost;
 use crate::parse::{self, Check, SCHEMA_VERSION};
 use crate::training::check_price;
 use crate::units::{Bytes, BytesPerSecond, FlopsPerSecond, Provenance, Seconds};
@@ -33,6 +34,9 @@ pub struct NodeGroup {
     /// the catalogue was fitted; 1 if it is missing. Only prices without a profile depend on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_slowness: Option<f64>,
+    /// Host memory, and the way from there to the devices; only state that is kept away from the devices needs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<NodeHost>,
     /// Price of one of these devices for one hour, in US dollars. Plans of trainings with a known number of tokens
     /// then include the cost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -326,12 +330,14 @@ fn parse_nodes(
         }
     };
     let host_slowness = own.and_then(|own| own.host_slowness);
+    let host = own.and_then(|own| own.host.clone());
     let usd_per_device_hour = own.and_then(|own| own.usd_per_device_hour);
     Ok(NodeGroup {
         count,
         devices,
         device,
         host_slowness,
+        host,
         usd_per_device_hour,
         nics: None,
         link,
@@ -383,6 +389,9 @@ impl Check for Cluster {
             in_range(&at("devices"), u64::from(group.devices), 1, 1 << 12)?;
             if let Some(usd) = group.usd_per_device_hour {
                 check_price(&at("usd_per_device_hour"), usd)?;
+            }
+            if let Some(host) = &group.host {
+                host.check().map_err(|error| error.under(&at("host")))?;
             }
             if let Some(nics) = group.nics {
                 in_range(&at("nics"), u64::from(nics), 1, 1 << 12)?;

@@ -128,6 +128,9 @@ pub struct Estimate {
     /// documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_bytes: Option<Bytes>,
+    /// What the fullest node keeps in its host's memory; absent if nothing is kept there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_memory_bytes: Option<Bytes>,
     pub cost: CostBreakdown,
     /// Parts of the peak memory of that device.
     pub memory: MemoryBreakdown,
@@ -179,6 +182,7 @@ impl Estimate {
             return Err(InputError::new("memory_risk", risk, "must be from 0 to 1: a chance")
                 .hint("make the plan again with `autodist plan` or `autodist estimate`"));
         }
+        bytes("host_memory_bytes", self.host_memory_bytes.unwrap_or_default())?;
         check_parts(&self.cost, &self.memory)?;
         for (index, stage) in self.stages.iter().enumerate() {
             check_parts(&stage.cost, &stage.memory).map_err(|e| e.under(&format!("stages[{index}]")))?;

@@ -3,6 +3,7 @@
 use crate::communication::{Algorithm, Codec, Communication};
 use crate::error::{InputError, in_range, not_negative, positive};
 use crate::parse::{self, Check, SCHEMA_VERSION};
+use crate::states::StateStorage;
 use crate::strategy::{Recompute, ScheduleKind};
 use crate::training::check_tokens;
 use crate::units::Bytes;
@@ -24,6 +25,10 @@ pub struct Job {
     pub precision: Precision,
     #[serde(default)]
     pub optimizer: Optimizer,
+    /// Bits and places of weights, gradients and optimizer state, where they are not as the trainer has them by
+    /// default.
+    #[serde(default, skip_serializing_if = "StateStorage::is_usual")]
+    pub states: StateStorage,
     #[serde(default)]
     pub learning_rate: LearningRate,
     /// Largest global L2 norm of the gradient; 0 turns clipping off.
@@ -384,6 +389,7 @@ impl Job {
             seq_len,
             precision: Precision::default(),
             optimizer: Optimizer::default(),
+            states: StateStorage::default(),
             learning_rate: LearningRate::default(),
             gradient_clip: 1.0,
             seed: 0,
@@ -548,6 +554,7 @@ impl Check for Job {
                 not_negative("optimizer.weight_decay", weight_decay)?;
             }
         }
+        self.states.check()?;
         let allow = &self.allow;
         for (field, list) in [
             ("allow.tensor", &allow.tensor),

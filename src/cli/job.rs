@@ -1,5 +1,6 @@
 //! Arguments of the model, the job and the cluster.
 
+use super::StateArgs;
 use super::values::{objectives, precisions};
 use autodist_spec::{Objective, Precision, quantity};
 use clap::{Args, ValueEnum};
@@ -54,6 +55,8 @@ pub struct JobArgs {
     /// Also consider options that change the training numerics [default: none]
     #[arg(long, value_enum)]
     pub allow: Vec<AllowArg>,
+    #[command(flatten)]
+    pub states: StateArgs,
 }
 
 /// Options that change the training numerics, and are used only on request.

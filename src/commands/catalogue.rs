@@ -7,14 +7,14 @@ use crate::failure::Failure;
 use crate::{input, output, price};
 use autodist_analytic::{
     AttentionChoice, Calibration, CataloguePrices, FreeParameters, KernelChoice, LossKind, NodeModel,
-    ParallelDims, Trainer, TrainingRun,
+    ParallelDims, Trainer, TrainingRun, states::HostRates,
 };
 use autodist_cost_model::{CostModel, Prices};
 use autodist_hardware::Catalogue;
 use autodist_spec::error::in_range;
 use autodist_spec::{
     Bytes, CatalogueReference, Check, Cluster, ClusterPart, DeviceClasses, Engine, InputError, Job,
-    KernelReference, ModelSpec, NodeKind, Plan, Precision, Profile, fingerprint,
+    KernelReference, ModelSpec, NodeKind, Plan, Precision, Profile, StateStorage, fingerprint,
 };
 use itertools::Itertools;
 use std::path::PathBuf;
@@ -276,6 +276,19 @@ impl Figures {
         Ok(Some((figures, Software { trainer, kernels, assumptions })))
     }
 
+    /// What is assumed of the nodes' hosts for state that is kept away from the devices.
+    pub fn hosts(&self, states: &StateStorage) -> Vec<String> {
+        let away = [states.optimizer, states.parameters, states.activations];
+        if !away.iter().any(|tier| tier.is_away()) {
+            return Vec::new();
+        }
+        let kinds = self.cluster.node_kinds();
+        let of = |(kind, machine): (&NodeKind, &Arc<NodeModel>)| {
+            HostRates::assumption(kind.group.host.as_ref(), machine, states)
+        };
+        kinds.iter().zip(&self.machines).filter_map(of).collect()
+    }
+
     /// The fingerprint of the devices' figures.
     fn devices(&self) -> String {
         let figures: Vec<_> = self.machines.iter().map(|machine| machine.device.figures()).collect();
@@ -295,6 +308,7 @@ impl Figures {
             seq_len: job.seq_len,
             global_batch: job.global_batch,
             dtype: job.precision,
+            states: job.states.clone(),
             assumptions: software.assumptions.iter().chain(&self.assumptions).cloned().collect(),
             ..TrainingRun::new(model, Arc::clone(machine), ParallelDims::default(), trainer)
         };

@@ -8,7 +8,7 @@ use super::{estimate, plan, refused};
 use crate::cli::{EstimateArgs, Layout, SoftwareArgs};
 use crate::failure::Failure;
 use crate::{input, output};
-use autodist_analytic::{even_blocks, software};
+use autodist_analytic::{even_blocks, software, states};
 use autodist_planner::{MemoryShortfall, PlanError, Planner, SearchLimits};
 use autodist_program::{BrokenRule, framework, rules, stages};
 use autodist_spec::{InputError, ModelSpec, ParallelStrategy, Plan, Recompute, Stage};
@@ -49,7 +49,7 @@ impl<'a> Asked<'a> {
     ) -> Result<Self, Failure> {
         let given = from_trainer::read(args, Some(figures.cluster.device_count()))?;
         let own = if args.search { Layout::default() } else { args.strategy.one()? };
-        let request = JobRequest::of(args, given, None, figures.precision_for(args.job)?)?;
+        let mut request = JobRequest::of(args, given, None, figures.precision_for(args.job)?)?;
         let given = request.given.as_ref();
         let flags = match given {
             Some(given) if args.search => {
@@ -76,6 +76,16 @@ impl<'a> Asked<'a> {
             let assumption = format!("precision {precision}: neither the file nor --precision gives it");
             software.assumptions.push(assumption);
         }
+        let blamed = |error: InputError| {
+            let error = input::blame_states(error, args.job);
+            if error.source_name.is_empty() { request.blame(error.into()) } else { Failure::from(error) }
+        };
+        let (states, follows) = states::completed(software.trainer, &request.job.states);
+        software.assumptions.extend(follows);
+        states::check_states(software.trainer, &states, &request.job.optimizer, request.job.precision)
+            .map_err(blamed)?;
+        software.assumptions.extend(figures.hosts(&states));
+        request.job.states = states;
         let degrees: Vec<u32> =
             if args.search { args.strategy.ep.clone() } else { flags.ep.into_iter().collect() };
         request.check_experts(&degrees)?;
@@ -177,6 +187,8 @@ fn one(figures: &Figures, asked: &Asked) -> Result<(Plan, Option<MemoryShortfall
     let recompute = asked.flags.recompute;
     let known = ParallelStrategy { recompute: recompute.unwrap_or_default(), ..strategy.clone() };
     asked.keeps_rules(&known)?;
+    states::check_strategy(asked.software.trainer, &asked.request.job.states, &strategy)
+        .map_err(|error| input::blame_states(error, asked.request.flags.job))?;
     let own_stages = asked.request.given.as_ref().and_then(|given| given.stages(overriding, model));
     let policies = asked.request.given.as_ref().and_then(|given| given.policies(overriding, model));
     if let (None, None, Some(given)) = (&own_stages, policies, &asked.request.given) {

@@ -7,7 +7,7 @@ use autodist_analytic::Trainer;
 use autodist_exporters::{CommandLine, Field, Imported, Target, import_with};
 use autodist_program::Framework;
 use autodist_spec::{
-    Check, Experts, Hyperparameter, InputError, Job, Latent, ModelSpec, ParallelStrategy, Positions,
+    Check, Codec, Experts, Hyperparameter, InputError, Job, Latent, ModelSpec, ParallelStrategy, Positions,
     Precision, Recompute, Stage, text,
 };
 use std::path::Path;
@@ -213,7 +213,8 @@ fn some_of(list: &[String]) -> String {
 }
 
 /// Fields by their names in error messages.
-const SPOKEN: [(&[&str], Field); 17] = [
+const SPOKEN: [(&[&str], Field); 18] = [
+    (&["states"], Field::States),
     (&["tp", "tensor"], Field::Tensor),
     (&["pp", "pipeline"], Field::Pipeline),
     (&["dp", "data"], Field::Data),
@@ -238,6 +239,7 @@ fn instead_of(field: Field) -> &'static str {
     field.flag().unwrap_or(match field {
         Field::GradientClip => "`gradient_clip` in a job file",
         Field::LearningRate => "`learning_rate` in a job file",
+        Field::States => "the flags of the state (`--moment-bits`, `--offload-optimizer device` and others)",
         _ => "`optimizer` in a job file",
     })
 }
@@ -444,6 +446,22 @@ impl Given {
         taken.into_iter().for_each(|one| job.give(one));
         job.fit_schedule();
         Ok(job.check()?)
+    }
+
+    /// Bits and places of the state: those of the file, unless a job file gives them, overridden by flags.
+    pub fn states(&self, flags: &JobArgs, job: &mut Job) {
+        if flags.job.is_some() && !job.states.is_usual() {
+            return;
+        }
+        let settings = &self.imported.settings;
+        let mut states = settings.states.clone();
+        // Megatron accumulates gradients as it reduces them.
+        let narrow = settings.gradients == Codec::Bf16 && job.precision.is_mixed();
+        if narrow && matches!(self.target, Target::Megatron | Target::MegatronBridge) {
+            states.gradient_bits = states.gradient_bits.or(Some(16));
+        }
+        flags.states.apply(&mut states);
+        job.states = states;
     }
 
     /// The pipeline's stages, if the file contains them and no flag overrides them.

@@ -91,6 +91,12 @@ pub fn request(
         return Err(InputError::new("--ranks", share.ranks, problem).hint(hint).into());
     }
     devices::check_precision(devices.kind, job.precision, devices::FLAG)?;
+    if let Some((field, value)) = job.states.settings().into_iter().next() {
+        let problem =
+            "is not measured: engines of autodist keep their state in fp32, in the memory of the device";
+        let error = InputError::new(field, value, problem);
+        return Err(error.hint("remove it, or estimate and plan without a profile, by `--cluster`").into());
+    }
     engine::check_devices(engine, devices.kind)?;
     devices::leave_out(devices.kind, &mut job);
     engine::leave_out(engine, &mut job);

@@ -37,6 +37,7 @@ impl<'a> JobRequest<'a> {
                 let blame = |failure| given.blame(flags, failure);
                 let mut job = job(&given.job_flags(flags.job)?).map_err(blame)?;
                 given.complete(&mut job).map_err(blame)?;
+                given.states(flags.job, &mut job);
                 job
             }
         };

@@ -38,6 +38,7 @@ mod proposals;
 mod real_gpu;
 mod slurm;
 mod snapshots;
+mod states;
 mod strangers;
 mod terminal;
 mod torch;

@@ -5,3 +5,4 @@
 mod documentation;
 mod figures;
 mod physics;
+mod states;

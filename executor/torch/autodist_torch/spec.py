@@ -193,6 +193,7 @@ class Job:
     training_tokens: Any = None
     allow: Any = None
     given: Any = None
+    states: Any = None
     memory_reserve: float = 0.0
 
     def tokens(self) -> int:

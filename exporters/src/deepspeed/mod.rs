@@ -10,6 +10,7 @@ use crate::row::{
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
+use crate::states;
 use crate::unsupported::KeyRule;
 use crate::{Export, Exporter, File};
 use autodist_spec::{Codec, Hyperparameter, InputError, LearningRate, Optimizer, Precision, Recompute};
@@ -400,5 +401,6 @@ static ROWS: &[FieldMapping] = &[
             Ok(rate.take(settings))
         },
     },
+    states::DEEPSPEED,
     clip!("gradient_clipping"),
 ];

@@ -4,12 +4,6 @@ use crate::unsupported::{KeyRule, approximated, ignored, refused};
 
 pub(super) static RULES: &[KeyRule] = &[
     refused(
-        &["zero_hpz_partition_size"],
-        &["1"],
-        "keeps a second copy of the parameters in groups of ranks, which plans do not do",
-        "remove it from the file: the estimate is for one copy",
-    ),
-    refused(
         &["mics_shard_size"],
         &["-1"],
         "shards over groups of ranks by MiCS, which DeepSpeed has removed",
@@ -26,12 +20,6 @@ pub(super) static RULES: &[KeyRule] = &[
         &[],
         "is the older spelling of bf16, which is not read",
         "write it as `\"bf16\": {\"enabled\": true}`",
-    ),
-    refused(
-        &["grad_accum_dtype"],
-        &["fp32"],
-        "keeps gradients in fewer bits than fp32, which plans do not do",
-        "set it to fp32, or remove it from the file",
     ),
     refused(
         &["zero_quantized_gradients"],
@@ -69,7 +57,6 @@ pub(super) static RULES: &[KeyRule] = &[
         "activation_checkpoint_interval",
         "reduce_scatter",
         "round_robin_gradients",
-        "stage3_max_live_parameters",
         "stage3_max_reuse_distance",
         "stage3_module_granularity_threshold",
         "stage3_param_persistence_threshold",

@@ -10,6 +10,7 @@ use crate::row::{
 };
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
+use crate::states;
 use crate::unsupported::KeyRule;
 use crate::{Export, Exporter, File};
 use autodist_spec::{
@@ -580,6 +581,7 @@ static ROWS: &[FieldMapping] = &[
             Ok(rate.take(settings))
         },
     },
+    states::MAXTEXT,
     clip!("gradient_clipping_threshold"),
     FieldMapping {
         field: Field::Seed,

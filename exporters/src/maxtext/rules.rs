@@ -4,12 +4,6 @@ use crate::unsupported::{KeyRule, approximated, ignored, refused};
 
 pub(super) static RULES: &[KeyRule] = &[
     refused(
-        &["mu_dtype"],
-        &["float32"],
-        "keeps the optimizer's state in fewer bits than fp32, which plans do not do",
-        "set it to float32, or remove it from the file",
-    ),
-    refused(
         &[
             "ici_fsdp_transpose_parallelism",
             "dcn_fsdp_transpose_parallelism",

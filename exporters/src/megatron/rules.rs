@@ -4,12 +4,6 @@ use crate::unsupported::{KeyRule, LAUNCHERS, approximated, ignored, refused};
 
 pub(crate) static RULES: &[KeyRule] = &[
     refused(
-        &["main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"],
-        &["fp32", "float32", "torch.float32"],
-        "keeps the optimizer's state in fewer bits than fp32, which plans do not do",
-        "set it to fp32, or remove it from the file",
-    ),
-    refused(
         &[
             "account_for_embedding_in_pipeline_split",
             "account_for_loss_in_pipeline_split",
@@ -136,6 +130,7 @@ pub(crate) static RULES: &[KeyRule] = &[
         "nccl_ub",
         "use_nccl_ub",
         "no_overlap_p2p_communication",
+        "overlap_cpu_optimizer_d2h_h2d",
         "overlap_grad_reduce",
         "overlap_param_gather",
         "recompute_activations",
@@ -152,7 +147,6 @@ pub(crate) static RULES: &[KeyRule] = &[
         "transformer_impl",
         "use_flash_attn",
         "use_flash_attn_v2",
-        "use_precision_aware_optimizer",
         "use_sharp",
         "use_tp_pp_dp_mapping",
         "variable_seq_lengths",
@@ -282,6 +276,9 @@ pub(crate) static RULES: &[KeyRule] = &[
         "tokenizer_*",
         "train_data_path",
         "train_samples",
+        "pin_cpu_*",
+        "no_pin_cpu_*",
+        "use_torch_optimizer_for_cpu_offload",
         "use_checkpoint_args",
         "use_checkpoint_opt_param_scheduler",
         "use_cpu_initialization",

@@ -12,3 +12,4 @@ mod hostile;
 mod real_trainers;
 mod refusals;
 mod round_trip;
+mod states;

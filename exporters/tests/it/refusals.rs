@@ -258,7 +258,7 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
             maxtext("weight_dtype: float32"),
             "weight_dtype",
         ),
-        (Target::MaxText, maxtext("mu_dtype: bfloat16"), maxtext("mu_dtype: ''"), "mu_dtype"),
+        (Target::MaxText, maxtext("mu_dtype: int8"), maxtext("mu_dtype: ''"), "mu_dtype"),
         (
             Target::MaxText,
             maxtext("matmul_precision: fast"),
@@ -307,7 +307,7 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
         ),
         (
             Target::Torchtitan,
-            titan("--training.dtype bfloat16"),
+            titan("--training.dtype float64"),
             titan("--training.dtype float32"),
             "training.dtype",
         ),
@@ -339,7 +339,7 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
         ),
         (
             Target::DeepSpeed,
-            deepspeed("\"data_types\": {\"grad_accum_dtype\": \"bf16\"}"),
+            deepspeed("\"data_types\": {\"grad_accum_dtype\": \"fp4\"}"),
             deepspeed("\"data_types\": {\"grad_accum_dtype\": \"fp32\"}"),
             "data_types.grad_accum_dtype",
         ),

@@ -5,8 +5,8 @@ use crate::common::{split, zero};
 
 use autodist_exporters::{Exported, Field, Options, Settings, Target, export, import, unsupported_fields};
 use autodist_spec::{
-    Bytes, Codec, Hyperparameter, Job, LearningRate, Optimizer, ParallelStrategy, Plan, Precision, Recompute,
-    ScheduleKind, catalog,
+    Bytes, Codec, Hyperparameter, Job, LearningRate, MemoryTier, Optimizer, ParallelStrategy, Plan,
+    Precision, Recompute, ScheduleKind, StateStorage, catalog,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -49,6 +49,10 @@ fn untold(target: Target, field: Field, settings: &Settings) -> bool {
         (Target::DeepSpeed | Target::Accelerate, Field::Recompute) => {
             settings.recompute.iter().all(|r| *r == Recompute::None) || settings.zero_stage == 0
         }
+        // The same setting as a codec of parameters.
+        (Target::DeepSpeed, Field::Parameters) => settings.states.gather_bits.is_some(),
+        // What is usual is in no file.
+        (_, Field::States) => settings.states.is_usual(),
         (Target::Megatron | Target::MegatronBridge, Field::Stages) => settings.equal_stages().is_none(),
         _ => false,
     }
@@ -153,6 +157,36 @@ fn goes_round(plan: &Plan, target: Target) -> bool {
     true
 }
 
+/// Bits and places of the state that at least one trainer has.
+fn states() -> Vec<StateStorage> {
+    let usual = StateStorage::default;
+    let host = MemoryTier::Host;
+    vec![
+        StateStorage { moment_bits: Some([8, 8]), ..usual() },
+        StateStorage { moment_bits: Some([16, 32]), ..usual() },
+        StateStorage {
+            moment_bits: Some([16, 16]),
+            master_bits: Some(16),
+            gradient_bits: Some(16),
+            ..usual()
+        },
+        StateStorage { master_bits: Some(0), ..usual() },
+        StateStorage { master_bits: Some(0), moment_bits: Some([32, 32]), ..usual() },
+        StateStorage { gradient_bits: Some(32), ..usual() },
+        StateStorage { optimizer: host, ..usual() },
+        StateStorage { optimizer: host, optimizer_part: 0.25, ..usual() },
+        StateStorage { optimizer: host, parameters: host, ..usual() },
+        StateStorage { optimizer: host, activations: host, ..usual() },
+        StateStorage {
+            live_parameters: Some(200_000_000),
+            second_shard: Some(2),
+            gather_bits: Some(8),
+            ..usual()
+        },
+        StateStorage { optimizer: MemoryTier::Nvme, parameters: MemoryTier::Nvme, ..usual() },
+    ]
+}
+
 prop_compose! {
     fn job(data: u32, micro_batch: u32)(
         rounds in prop::sample::select(vec![4_u32, 8]),
@@ -164,6 +198,7 @@ prop_compose! {
         seed in 0..1000_u64,
         all in prop::bool::weighted(0.5),
         some in prop::collection::btree_set(prop::sample::select(Hyperparameter::ALL.to_vec()), 0..8),
+        states in prop::option::weighted(0.5, prop::sample::select(states())),
     ) -> Job {
         let given = if all { Hyperparameter::ALL.iter().copied().collect() } else { some };
         let optimizer = if adam {
@@ -171,9 +206,13 @@ prop_compose! {
         } else {
             Optimizer::Sgd { momentum: 0.9, weight_decay: 0.01 }
         };
+        let states = states.filter(|states| {
+            precision == Precision::Bf16 || (states.master_bits.or(states.gradient_bits)).is_none()
+        });
         Job {
             precision,
             optimizer,
+            states: states.unwrap_or_default(),
             learning_rate: LearningRate { peak, warmup_steps, total_steps: 400, final_fraction: 0.1 },
             gradient_clip: clip,
             seed,

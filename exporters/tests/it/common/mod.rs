@@ -47,6 +47,7 @@ pub fn plan(
         peak_memory_spread_bytes: None,
         memory_risk: None,
         memory_limit_bytes: None,
+        host_memory_bytes: None,
         step_time_s: Seconds(1.0),
         step_time_spread_s: Seconds(0.1),
         caution_s: Seconds::ZERO,
