@@ -10,7 +10,7 @@ use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
 use crate::states;
 use crate::unsupported::{KeyRule, approximated, ignored, refused};
-use crate::{DeepSpeedKeys, Export, Exporter, File};
+use crate::{DeepSpeedKeys, Export, Exporter, File, Files};
 use autodist_spec::{InputError, Precision, Recompute};
 
 pub struct Accelerate;
@@ -45,6 +45,7 @@ impl Exporter for Accelerate {
             file: "deepspeed_config.deepspeed_config_file",
             section: "deepspeed_config",
             inline: false,
+            splits: false,
         })
     }
 
@@ -52,7 +53,7 @@ impl Exporter for Accelerate {
         document.text("distributed_type").as_deref() == Some("DEEPSPEED")
     }
 
-    fn parse(&self, text: &str) -> Result<Document, InputError> {
+    fn parse(&self, text: &str, _open: Files) -> Result<Document, InputError> {
         Ok(Document::of_yaml(text)?.without_auto())
     }
 }
@@ -337,6 +338,10 @@ static ROWS: &[FieldMapping] = &[
         },
         read: |document, settings| {
             let Some(processes) = document.size("num_processes")? else { return Ok(false) };
+            // The cluster says how many there are: templates have the number of somebody else's machine.
+            if settings.command.devices.is_some_and(|devices| devices != processes) {
+                return Ok(false);
+            }
             let what = "parallelism_config_tp_size x parallelism_config_cp_size";
             let others = product(what, &[settings.tensor, settings.context])?;
             settings.data = quotient("num_processes", processes.into(), others.into(), what)?;

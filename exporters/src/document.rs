@@ -2,6 +2,7 @@
 
 use crate::launch::quoted;
 use crate::shell::{self, Open, ShellCommand};
+use crate::{Files, omegaconf, yaml as yaml_1_1};
 use autodist_spec::{InputError, parse, text};
 use serde_json::{Map, Number, Value};
 use std::cell::RefCell;
@@ -25,6 +26,10 @@ pub struct Document {
     places: BTreeMap<String, usize>,
     /// Bytes of keys and values that were read from a file.
     bytes: usize,
+    /// Keys that only the trainer's defaults set.
+    implied: BTreeSet<String>,
+    /// Files that a script writes itself.
+    pub(crate) written: BTreeMap<String, String>,
     read: RefCell<BTreeSet<String>>,
 }
 
@@ -47,6 +52,11 @@ impl Document {
                 self.entries.push((key.to_owned(), value));
             }
         }
+    }
+
+    /// Without keys, but with the files that a script writes itself.
+    pub(crate) fn like(&self) -> Self {
+        Self { written: self.written.clone(), ..Self::default() }
     }
 
     /// Does not contain values that are left to the launcher as "auto".
@@ -97,6 +107,17 @@ impl Document {
                 list.push(value.into());
             }
         }
+    }
+
+    /// Sets what the file leaves to its trainer.
+    pub(crate) fn imply(&mut self, key: &str, value: impl Into<Value>) {
+        self.set(key, value);
+        self.implied.insert(key.to_owned());
+    }
+
+    /// Whether the file itself has the key.
+    pub(crate) fn says(&self, key: &str) -> bool {
+        self.has(key) && !self.implied.contains(key)
     }
 
     /// Whether the key exists, understood or not.
@@ -367,8 +388,20 @@ impl Document {
     /// # Errors
     /// If the text is not a YAML mapping, or has content that documents must not have.
     pub fn of_yaml(text: &str) -> Result<Self, InputError> {
-        let seen = parse::look_over(serde_yaml_ng::Deserializer::from_str(text))?;
-        object(seen.and_then(|()| serde_yaml_ng::from_str(text)).map_err(|error| error.to_string()), "YAML")
+        let value = yaml_1_1::read(text)?;
+        // The values need no further parsing.
+        let _ = parse::look_over(&value)?;
+        let mut document = object(Ok(value), "YAML")?;
+        omegaconf::resolve(&mut document.entries);
+        Ok(document)
+    }
+
+    /// # Errors
+    /// If the text is not TOML, or has content that documents must not have.
+    pub fn of_toml(text: &str) -> Result<Self, InputError> {
+        let value = parse::toml_value("", text.as_bytes(), "configuration")
+            .map_err(|error| error.hint("give the trainer's whole configuration file"))?;
+        Self::of_tree(&value)
     }
 
     pub fn json(&self) -> String {
@@ -387,9 +420,17 @@ impl Document {
     /// # Errors
     /// If quotes do not close, or the flags are determined only when the script runs.
     pub fn of_flags(text: &str) -> Result<Self, InputError> {
-        let commands = shell::commands(text)?;
+        Self::of_script(text, &|_| Err(InputError::new("", "", "is another file, which is not read here")))
+    }
+
+    /// Like `of_flags`, with the scripts that the script reads in or starts.
+    ///
+    /// # Errors
+    /// Also if one of those is not valid.
+    pub fn of_script(text: &str, open: Files) -> Result<Self, InputError> {
+        let shell::Read { commands, written } = shell::read(text, open)?;
         let programs = commands.iter().any(|command| command.program().is_some());
-        let mut document = Self::default();
+        let mut document = Self { written, ..Self::default() };
         // The flags of the first command of each program.
         let mut first: BTreeMap<String, Self> = BTreeMap::new();
         for command in &commands {
@@ -446,6 +487,21 @@ impl Document {
                 let argument = place > program.unwrap_or(0);
                 argument && variable.bare && (variable.several || open.is_none())
             });
+            if variable.is_some_and(|variable| variable.is_empty) {
+                continue;
+            }
+            if let Some(Open { text, flags, .. }) = variable
+                && flags.iter().any(|flag| !flag.is_empty())
+            {
+                // Whether it has these flags is not known: each is asked for if it matters.
+                for flag in flags.iter().filter(|flag| !flag.is_empty()) {
+                    if !document.has(flag) {
+                        document.add(flag, text.as_str())?;
+                    }
+                }
+                (open, filled) = (None, None);
+                continue;
+            }
             if let Some(Open { text, why, .. }) = variable {
                 let problem = format!("{why}, so that the flags on line {} are not known", command.line);
                 return Err(InputError::new(text, "", problem)

@@ -8,7 +8,7 @@ use crate::row::{
 use crate::settings::{Field, Settings};
 use crate::states::NO_STATES;
 use crate::unsupported::{KeyRule, approximated, refused};
-use crate::{Export, Exporter, File};
+use crate::{Export, Exporter, File, Files};
 use autodist_spec::{InputError, Precision, Recompute, ScheduleKind};
 use std::fmt::Display;
 
@@ -59,7 +59,7 @@ impl Exporter for Galvatron {
         vec![RULES]
     }
 
-    fn parse(&self, text: &str) -> Result<Document, InputError> {
+    fn parse(&self, text: &str, _open: Files) -> Result<Document, InputError> {
         Document::of_json(text)
     }
 }

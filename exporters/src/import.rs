@@ -4,8 +4,11 @@ use crate::document::Document;
 use crate::settings::{CommandLine, Field, Settings};
 use crate::unsupported::{self, OtherKeys};
 use crate::{DeepSpeedKeys, Exporter, Target};
-use autodist_spec::{InputError, ModelSpec, Precision, text};
+use autodist_spec::{InputError, ModelSpec, Precision, catalog, text};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Opens a file that a trainer's file names.
+pub type Files<'a> = &'a dyn Fn(&str) -> Result<String, InputError>;
 
 /// The content of a trainer's file.
 #[derive(Debug, Clone, PartialEq)]
@@ -136,9 +139,9 @@ pub fn import_with(
     text: &str,
     model: Option<ModelSpec>,
     command: CommandLine,
-    open: &dyn Fn(&str) -> Result<String, InputError>,
+    open: Files,
 ) -> Result<Imported, InputError> {
-    let mut document = target.exporter().parse(text)?;
+    let mut document = target.exporter().parse(text, open)?;
     let included = include(target.exporter(), &mut document, open, model.clone(), &command)?;
     let mut imported = read(target, &document, model, command)?;
     if let Some(theirs) = included {
@@ -155,6 +158,7 @@ fn read(
     command: CommandLine,
 ) -> Result<Imported, InputError> {
     let exporter = target.exporter();
+    let given = model.is_some();
     let mut settings = Settings { model, command, ..Settings::default() };
     settings.override_numbers();
     let (mut known, mut keys) = (BTreeSet::new(), BTreeMap::new());
@@ -166,6 +170,8 @@ fn read(
         }
         let found = match (row.read)(document, &mut settings) {
             Err(_) if settings.command.replaces(row.field) => false,
+            // With `--model`, that of the file need not be known.
+            Err(error) if row.field == Field::Model && given && error.value.contains('$') => false,
             Err(error) => return Err(overridable(spelled(error), row.field)),
             Ok(found) => found,
         };
@@ -173,10 +179,27 @@ fn read(
             known.insert(row.field);
         }
         settings.override_numbers();
-        let there: Vec<_> =
-            row.theirs.split(", ").filter(|key| document.has(key)).map(|key| exporter.spelled(key)).collect();
+        let there: Vec<_> = row
+            .theirs
+            .split(", ")
+            .filter(|key| document.says(key))
+            .map(|key| exporter.spelled(key))
+            .collect();
         if !there.is_empty() {
             keys.insert(row.field, there.join(", "));
+        }
+    }
+    // A name is worth more than sizes, of which the trainer has others under it.
+    if settings.model.is_none()
+        && let Some((key, name)) = exporter.model_name(document)
+    {
+        document.get(key);
+        if let Ok(model) = catalog::model(&name) {
+            settings.recompute =
+                vec![settings.recompute.first().copied().unwrap_or_default(); model.layers as usize];
+            settings.model = Some(model);
+            known.insert(Field::Model);
+            keys.insert(Field::Model, exporter.spelled(key));
         }
     }
     let data_known = known.contains(&Field::Data) || settings.ranks().is_some();
@@ -221,19 +244,29 @@ fn overridable(error: InputError, field: Field) -> InputError {
 fn include(
     exporter: &dyn Exporter,
     document: &mut Document,
-    open: &dyn Fn(&str) -> Result<String, InputError>,
+    open: Files,
     model: Option<ModelSpec>,
     command: &CommandLine,
 ) -> Result<Option<Imported>, InputError> {
-    let Some(DeepSpeedKeys { file: key, section, inline }) = exporter.deepspeed() else { return Ok(None) };
+    let Some(DeepSpeedKeys { file: key, section, inline, splits }) = exporter.deepspeed() else {
+        return Ok(None);
+    };
     let named = document.get(key).and_then(serde_json::Value::as_str).map(str::to_owned);
     let (theirs, place) = match named {
         Some(name) => {
             let way_out = "put that file beside this one, or read it instead: `--from deepspeed FILE`";
             text::check(key, &name)?;
-            let text =
-                open(&name).map_err(|error| InputError::new(key, &name, error.problem).hint(way_out))?;
-            (Target::DeepSpeed.exporter().parse(&text).map_err(|error| error.in_file(&name))?, Some(name))
+            // A script may have written it itself.
+            let text = match document.written.get(&name) {
+                Some(text) => text.clone(),
+                None => {
+                    open(&name).map_err(|error| InputError::new(key, &name, error.problem).hint(way_out))?
+                }
+            };
+            (
+                Target::DeepSpeed.exporter().parse(&text, open).map_err(|error| error.in_file(&name))?,
+                Some(name),
+            )
         }
         None if inline => (document.take(section)?, None),
         None => return Ok(None),
@@ -245,6 +278,8 @@ fn include(
         Some(name) => error.in_file(name),
         None => error.under(section),
     };
+    // Megatron divides the devices by degrees that DeepSpeed's file does not have: nothing is derived from them.
+    let command = &CommandLine { devices: command.devices.filter(|_| !splits), ..command.clone() };
     let imported = read(Target::DeepSpeed, &theirs, model, command.clone()).map_err(found)?;
     if imported.settings.tensor > 1 && !command.fields.contains_key(&Field::Tensor) {
         let problem = "is tensor parallelism, which is read from DeepSpeed's own files only";

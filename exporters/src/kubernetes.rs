@@ -4,7 +4,7 @@ use crate::document::{Document, yaml};
 use crate::launch::{Machines, quoted};
 use crate::row::{FieldMapping, UnsupportedField};
 use crate::slurm::{ASKS, PLAN, steps};
-use crate::{Ask, Export, Exporter, File};
+use crate::{Ask, Export, Exporter, File, Files};
 use autodist_spec::{InputError, Plan, to_json};
 use serde_json::{Value, json};
 
@@ -36,7 +36,7 @@ impl Exporter for Kubernetes {
         &ASKS
     }
 
-    fn parse(&self, _: &str) -> Result<Document, InputError> {
+    fn parse(&self, _: &str, _open: Files) -> Result<Document, InputError> {
         Err(InputError::new(
             "",
             "kubernetes",

@@ -19,6 +19,7 @@ mod maxtext;
 mod megatron;
 mod megatron_bridge;
 mod nanotron;
+mod omegaconf;
 mod pattern;
 mod row;
 mod settings;
@@ -29,9 +30,10 @@ mod states;
 mod torchtitan;
 mod transformers;
 mod unsupported;
+mod yaml;
 
 pub use document::Document;
-pub use import::{Imported, import, import_with};
+pub use import::{Files, Imported, import, import_with};
 pub use launch::{Machines, quoted};
 pub use row::{FieldMapping, Note, Otherwise, UnsupportedField};
 pub use settings::{CommandLine, Field, Settings};
@@ -155,7 +157,12 @@ pub trait Exporter: Sync {
 
     /// # Errors
     /// If the text is not in the trainer's file format.
-    fn parse(&self, text: &str) -> Result<Document, InputError>;
+    fn parse(&self, text: &str, open: Files) -> Result<Document, InputError>;
+
+    /// The name of a model that the file gives in place of its sizes, and its key.
+    fn model_name(&self, _document: &Document) -> Option<(&'static str, String)> {
+        None
+    }
 }
 
 /// Where a trainer's file has the settings of DeepSpeed.
@@ -167,6 +174,8 @@ pub struct DeepSpeedKeys {
     section: &'static str,
     /// Whether the section itself can hold the content of that file.
     inline: bool,
+    /// Whether the trainer's file has degrees of parallelism that divide DeepSpeed's ranks.
+    splits: bool,
 }
 
 /// The inputs of an export.

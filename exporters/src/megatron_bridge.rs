@@ -8,7 +8,7 @@ use crate::row::{
 };
 use crate::settings::Field;
 use crate::unsupported::{KeyRule, approximated, ignored, refused, refused_unless};
-use crate::{Export, Exporter, File};
+use crate::{Export, Exporter, File, Files};
 use autodist_spec::{Codec, InputError, Precision};
 
 pub struct MegatronBridge;
@@ -130,14 +130,16 @@ impl Exporter for MegatronBridge {
         vec![RULES, BRIDGE]
     }
 
-    fn parse(&self, text: &str) -> Result<Document, InputError> {
+    fn parse(&self, text: &str, _open: Files) -> Result<Document, InputError> {
         let nested = Document::of_yaml(text)?;
         let mut flat = Document::default();
         for (path, value) in nested.entries() {
-            let recipe = [("bf16_mixed", "bf16"), ("fp16_mixed", "fp16")];
-            let named = recipe.iter().find(|(name, _)| value == name).filter(|_| path == "mixed_precision");
-            if let Some((_, flag)) = named {
+            let named = value.as_str().filter(|_| path == "mixed_precision").and_then(recipe);
+            if let Some((flag, fp8)) = named {
                 flat.set(flag, true);
+                if fp8 {
+                    flat.set("fp8-format", "hybrid");
+                }
                 continue;
             }
             if path == IN_FP32 {
@@ -154,12 +156,40 @@ impl Exporter for MegatronBridge {
             let flag = flag.or((path == "checkpoint.save_interval").then_some("save-interval"));
             flat.set(flag.unwrap_or(path), value.clone());
         }
+        // The default of its recipes.
+        if nested.entries().iter().all(|(key, _)| key != "ddp.use_distributed_optimizer") {
+            flat.imply("use-distributed-optimizer", true);
+        }
         // Files written by autodist contain the number of processes as `# world size N`.
         let world = text.lines().find_map(|line| line.strip_prefix("# world size ")?.split(':').next());
         if let Some(world) = world {
             flat.set("nproc-per-node", world);
         }
         Ok(flat)
+    }
+}
+
+/// The 16-bit flag of a recipe of mixed precision, and whether its GEMMs are in FP8: `bf16_mixed`,
+/// `bf16_with_fp8_current_scaling_mixed`, … Those in 4 bits, and those that keep state in FP8, are not read.
+fn recipe(name: &str) -> Option<(&'static str, bool)> {
+    const FP8: [&str; 7] = [
+        "with_fp8_delayed_scaling_mixed",
+        "with_fp8_current_scaling_mixed",
+        "with_fp8_subchannel_scaling_mixed",
+        "with_mxfp8_mixed",
+        "with_fp8_mixed",
+        "with_fp8_tensorwise_scaling_mixed",
+        "with_fp8_blockwise_scaling_mixed",
+    ];
+    let name = name.replace('-', "_");
+    let (flag, rest) = match name.strip_prefix("bf16_") {
+        Some(rest) => ("bf16", rest),
+        None => ("fp16", name.strip_prefix("fp16_")?),
+    };
+    match rest {
+        "mixed" => Some((flag, false)),
+        _ if FP8.contains(&rest) => Some((flag, true)),
+        _ => None,
     }
 }
 

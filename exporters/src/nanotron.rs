@@ -9,10 +9,10 @@ use crate::row::{
 use crate::settings::Field;
 use crate::states;
 use crate::unsupported::{KeyRule, approximated, ignored, refused};
-use crate::{Ask, Export, Exporter, File};
+use crate::{Ask, Export, Exporter, File, Files};
 use autodist_spec::{
-    Activation, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions, Precision,
-    Recompute, ScheduleKind,
+    Activation, BlockSpec, Experts, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer,
+    Positions, Precision, Recompute, ScheduleKind,
 };
 
 pub struct Nanotron;
@@ -72,7 +72,7 @@ impl Exporter for Nanotron {
         vec![RULES]
     }
 
-    fn parse(&self, text: &str) -> Result<Document, InputError> {
+    fn parse(&self, text: &str, _open: Files) -> Result<Document, InputError> {
         Document::of_yaml(text)
     }
 }
@@ -241,6 +241,13 @@ static ROWS: &[FieldMapping] = &[
                 tied_embeddings: document.flag(&config("tie_word_embeddings"))?.unwrap_or(false),
                 ..ModelSpec::gpt(layers, hidden, heads, 0, 0)
             });
+            if let Some((width, experts)) = experts(document)?
+                && let Some(model) = settings.model.take()
+            {
+                let ffn = width.unwrap_or(model.ffn);
+                let block = BlockSpec { experts: Some(experts), ffn, ..model.block(1) };
+                settings.model = Some(model.clone().with_blocks(&vec![block; model.layers as usize]));
+            }
             Ok(true)
         },
     },
@@ -470,6 +477,17 @@ static ROWS: &[FieldMapping] = &[
         },
     },
 ];
+
+/// The experts of `moe_config`, and their width if it has one of its own.
+fn experts(document: &Document) -> Result<Option<(Option<u32>, Experts)>, InputError> {
+    let moe = |name: &str| config(&format!("moe_config.{name}"));
+    let Some(count) = document.size(&moe("num_experts"))?.filter(|count| *count > 1) else { return Ok(None) };
+    let active = document.size(&moe("top_k"))?.unwrap_or(1);
+    let width = document.size(&moe("moe_intermediate_size"))?;
+    let shared = document.flag(&moe("enable_shared_expert"))?.unwrap_or(false);
+    let shared_ffn = document.size(&moe("shared_expert_intermediate_size"))?.filter(|_| shared).unwrap_or(0);
+    Ok(Some((width, Experts { count, active, shared_ffn })))
+}
 
 const LLAMA: &str = "it supports only Llama-type models: RMSNorm, SwiGLU, rotary positions, no biases";
 

@@ -53,6 +53,7 @@ impl Field {
     /// The flag of `autodist estimate` that overrides a file's value.
     pub fn flag(self) -> Option<&'static str> {
         Some(match self {
+            Self::Model => "--model",
             Self::Data => "--dp",
             Self::Tensor => "--tp",
             Self::Pipeline => "--pp",
@@ -65,6 +66,7 @@ impl Field {
             Self::SeqLen => "--seq-len",
             Self::VirtualStages => "--vpp",
             Self::Schedule => "--schedule",
+            Self::SequenceParallel => "--sp",
             Self::Recompute => "--recompute",
             Self::Precision => "--precision",
             Self::BucketBytes => "--bucket-bytes",

@@ -3,7 +3,7 @@
 use crate::document::Document;
 use crate::launch::{comment, quoted};
 use crate::row::{FieldMapping, UnsupportedField};
-use crate::{Ask, Export, Exporter, File};
+use crate::{Ask, Export, Exporter, File, Files};
 use autodist_spec::{Hyperparameter, InputError, to_json};
 use std::fmt::Write;
 
@@ -70,7 +70,7 @@ impl Exporter for Slurm {
         &ASKS
     }
 
-    fn parse(&self, _: &str) -> Result<Document, InputError> {
+    fn parse(&self, _: &str, _open: Files) -> Result<Document, InputError> {
         Err(InputError::new("", "slurm", "only starts processes; the trainer's own file holds the strategy")
             .hint("give the trainer's configuration with `--from TRAINER FILE`"))
     }

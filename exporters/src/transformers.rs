@@ -10,7 +10,7 @@ use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
 use crate::states;
 use crate::unsupported::{KeyRule, approximated, ignored, refused, refused_unless};
-use crate::{DeepSpeedKeys, Export, Exporter, File, accelerate};
+use crate::{DeepSpeedKeys, Export, Exporter, File, Files, accelerate};
 use autodist_spec::{Hyperparameter, InputError, LearningRate, Optimizer, Precision, Recompute};
 use serde_json::Value;
 
@@ -51,17 +51,44 @@ impl Exporter for Transformers {
         vec![RULES]
     }
 
+    fn model_name(&self, document: &Document) -> Option<(&'static str, String)> {
+        let key = if document.has("model_name_or_path") { "model_name_or_path" } else { "model" };
+        Some((key, document.text(key)?))
+    }
+
     fn deepspeed(&self) -> Option<DeepSpeedKeys> {
-        Some(DeepSpeedKeys { file: "deepspeed", section: "deepspeed", inline: true })
+        Some(DeepSpeedKeys { file: "deepspeed", section: "deepspeed", inline: true, splits: false })
     }
 
     fn uses_deepspeed(&self, document: &Document) -> bool {
         document.has("deepspeed.zero_optimization.stage")
     }
 
-    fn parse(&self, text: &str) -> Result<Document, InputError> {
-        Ok(Document::of_json(text)?.without_auto())
+    fn parse(&self, text: &str, open: Files) -> Result<Document, InputError> {
+        let document = if text.trim_start().starts_with('{') {
+            Document::of_json(text)?
+        } else if is_command_line(text) {
+            let said = Document::of_script(text, open)?;
+            let mut document = said.like();
+            for (key, value) in said.entries() {
+                document.set(&key.replace('-', "_"), value.clone());
+            }
+            document
+        } else {
+            // As `HfArgumentParser.parse_yaml_file` reads it.
+            Document::of_yaml(text)?
+        };
+        Ok(document.without_auto())
     }
+}
+
+/// Whether it is a script or a list of flags, and no YAML.
+fn is_command_line(text: &str) -> bool {
+    text.starts_with("#!")
+        || text.lines().any(|line| line.trim_start().starts_with("--") && line.trim().len() > 3)
+        || text
+            .lines()
+            .any(|line| line.contains(" --per_device_train_batch_size") || line.contains(" --output_dir"))
 }
 
 static RULES: &[KeyRule] = &[
@@ -90,6 +117,10 @@ static RULES: &[KeyRule] = &[
         "read Accelerate's file instead: `--from accelerate FILE`, or give the degrees by `--tp` and `--cp`",
     ),
     approximated(&[
+        "attn_implementation",
+        "torch_dtype",
+        "use_liger",
+        "packing",
         "bf16_full_eval",
         "fp16_full_eval",
         "ddp_broadcast_buffers",
@@ -119,6 +150,14 @@ static RULES: &[KeyRule] = &[
         "xla_fsdp_grad_ckpt",
     ]),
     ignored(&[
+        // Of the training script: the length of sequences is given by `--seq-len`.
+        "max_length",
+        "max_seq_length",
+        "max_prompt_length",
+        "max_completion_length",
+        "cutoff_len",
+        "model_max_length",
+        "use_fast_tokenizer",
         "accelerator_config.",
         "batch_eval_metrics",
         "per_device_eval_batch_size",

@@ -26,6 +26,9 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
         return estimate::print(args, &plan, None, "");
     }
     let (plan, shortfall) = asked.plan(&figures)?;
+    if let Some(given) = asked.request.given.as_ref().filter(|_| !args.json) {
+        super::understood::note(given, asked.request.flags, &plan);
+    }
     estimate::print(args, &plan, shortfall, "")
 }
 

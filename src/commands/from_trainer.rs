@@ -102,13 +102,21 @@ pub fn read(args: FlagsAndFile, devices: Option<u32>) -> Result<Option<Given>, F
         InputError::new("--from", trainer, "is not a trainer whose files autodist reads")
             .hint(format!("use one of {}", trainers.join(", ")))
     })?;
-    let content = input::text_file(Path::new(file), "configuration")?;
+    // A script may have arguments, as on its own command line: `--from megatron "run.sh 7B 8"`.
+    let script = file.split_whitespace().next().unwrap_or(file);
+    let called = script != file && !Path::new(file).exists() && Path::new(script).exists();
+    let content = if called {
+        let name = Path::new(script).file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        format!("#!/bin/bash\nbash {name}{}", &file[script.len()..])
+    } else {
+        input::text_file(Path::new(file), "configuration")?
+    };
     let named = args.model.map(input::model).transpose()?;
     let experts = named.as_ref().is_some_and(ModelSpec::has_experts);
     let command = command_line(args, devices, experts)?;
     let model = named.clone();
     let open = |name: &str| -> Result<String, InputError> {
-        let folder = Path::new(file).parent().unwrap_or(Path::new(""));
+        let folder = Path::new(script).parent().unwrap_or(Path::new(""));
         let path = folder.join(name);
         input::check_plain(&path, "configuration")?;
         input::text_file(&path, "configuration")
@@ -185,7 +193,7 @@ fn of_job(job: &JobArgs) -> [(Field, Option<u32>); 4] {
 }
 
 /// The same for flags of the layout.
-fn of_layout(layout: &Layout) -> [(Field, Option<u32>); 12] {
+fn of_layout(layout: &Layout) -> [(Field, Option<u32>); 13] {
     [
         (Field::Tensor, layout.tp),
         (Field::Pipeline, layout.pp),
@@ -199,6 +207,7 @@ fn of_layout(layout: &Layout) -> [(Field, Option<u32>); 12] {
         (Field::Schedule, layout.schedule.map(|_| 0)),
         (Field::Recompute, layout.recompute.map(|_| 0)),
         (Field::BucketBytes, layout.bucket_bytes.map(|_| 0)),
+        (Field::SequenceParallel, layout.sp.map(|_| 0)),
     ]
 }
 
@@ -245,7 +254,7 @@ fn instead_of(field: Field) -> &'static str {
 }
 
 /// Whether a flag gives the field.
-fn is_given(args: FlagsAndFile, field: Field) -> bool {
+pub fn is_given(args: FlagsAndFile, field: Field) -> bool {
     let given = of_job(args.job).into_iter().chain(of_layout(&args.strategy.first()));
     let rate = field == Field::LearningRate && args.job.learning_rate.is_some();
     rate || given.into_iter().any(|(one, value)| one == field && value.is_some())
@@ -255,6 +264,7 @@ impl Given {
     /// The training framework whose file this is, if its time is modelled.
     pub fn trainer(&self) -> Option<Trainer> {
         match self.target {
+            Target::Megatron if self.imported.deepspeed => Some(Trainer::MegatronDeepspeed),
             _ if self.imported.deepspeed => Some(Trainer::Deepspeed),
             // Galvatron trains by Megatron-Core.
             Target::Megatron | Target::Galvatron => Some(Trainer::MegatronCore),
@@ -267,6 +277,25 @@ impl Given {
     /// Whose rules the file's strategy has to keep.
     pub fn framework(&self) -> Option<Framework> {
         if self.imported.deepspeed { Some(Framework::Deepspeed) } else { self.target.framework() }
+    }
+
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// The trainer and the version whose defaults hold.
+    pub fn version(&self) -> &'static str {
+        self.target.exporter().version()
+    }
+
+    /// Whether the file or the trainer's default gives a field.
+    pub fn knows(&self, field: Field) -> bool {
+        self.imported.known.contains(&field)
+    }
+
+    /// The keys of the file that give a field.
+    pub fn keys(&self, field: Field) -> Option<&str> {
+        self.imported.keys(field)
     }
 
     /// The name of the file's format.

@@ -24,6 +24,7 @@ mod schema;
 mod selftest;
 mod train;
 mod tune;
+mod understood;
 mod validate;
 
 use crate::cli::{Cli, Command, FigureArgs, PriceArgs, SoftwareArgs, StrategyArgs};

@@ -435,12 +435,6 @@ fn a_wrong_value_of_a_trainers_file_is_blamed_on_the_file_and_its_key() {
             "`train_batch_size` is `33554432`",
         ),
         (
-            "accelerate",
-            "{distributed_type: FSDP, num_processes: 8}".to_owned(),
-            "--model llama2-7b --global-batch 32 --seq-len 128 --cluster 2x8xh100-80gb-sxm@8x400gbps",
-            "num_processes",
-        ),
-        (
             "maxtext",
             "{per_device_batch_size: 4194304, ici_data_parallelism: 8, max_target_length: 64}".to_owned(),
             "--model gpt2 --cluster 1x8xh100-80gb-sxm",

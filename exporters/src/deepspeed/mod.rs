@@ -12,7 +12,7 @@ use crate::settings::Field;
 use crate::stages::uniform_recompute;
 use crate::states;
 use crate::unsupported::KeyRule;
-use crate::{Export, Exporter, File};
+use crate::{Export, Exporter, File, Files};
 use autodist_spec::{Codec, Hyperparameter, InputError, LearningRate, Optimizer, Precision, Recompute};
 use rules::RULES;
 
@@ -53,7 +53,7 @@ impl Exporter for DeepSpeed {
         vec![RULES]
     }
 
-    fn parse(&self, text: &str) -> Result<Document, InputError> {
+    fn parse(&self, text: &str, _open: Files) -> Result<Document, InputError> {
         // The launcher determines "auto" values, so they are taken from the command line.
         Ok(Document::of_json(text)?.without_auto())
     }

@@ -1,5 +1,6 @@
 //! MaxText's YAML, which overrides its `base.yml`.
 
+mod names;
 mod rules;
 
 use crate::document::{Document, product, quotient, rounded};
@@ -12,7 +13,7 @@ use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
 use crate::states;
 use crate::unsupported::KeyRule;
-use crate::{Export, Exporter, File};
+use crate::{Export, Exporter, File, Files};
 use autodist_spec::{
     Activation, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions, Precision,
     Recompute, ScheduleKind,
@@ -71,8 +72,12 @@ impl Exporter for MaxText {
         vec![RULES]
     }
 
-    fn parse(&self, text: &str) -> Result<Document, InputError> {
-        Document::of_yaml(text)
+    fn parse(&self, text: &str, open: Files) -> Result<Document, InputError> {
+        names::read(text, open)
+    }
+
+    fn model_name(&self, document: &Document) -> Option<(&'static str, String)> {
+        Some(("model_name", names::catalogued(&document.text("model_name")?)))
     }
 }
 
@@ -232,6 +237,9 @@ static ROWS: &[FieldMapping] = &[
                     )
                     .hint("use [silu, linear], or remove it from the file and give `--model`"));
                 }
+            }
+            if document.text("model_name").is_some_and(|name| name != "default") {
+                return Ok(false);
             }
             let (Some(hidden), Some(layers), Some(heads), Some(ffn)) = (
                 document.size("base_emb_dim")?,
@@ -393,7 +401,7 @@ static ROWS: &[FieldMapping] = &[
             draft.set("num_pipeline_microbatches", count);
         },
         // The global batch, which is read next, determines the number of sequences in a micro-batch.
-        read: |document, _| Ok(document.has("per_device_batch_size")),
+        read: |_, _| Ok(true),
     },
     FieldMapping {
         field: Field::GlobalBatch,
@@ -404,7 +412,8 @@ static ROWS: &[FieldMapping] = &[
             draft.set("per_device_batch_size", sequences / f64::from(settings.devices()));
         },
         read: |document, settings| {
-            let Some(per_device) = document.real("per_device_batch_size")? else { return Ok(false) };
+            // The default of base.yml.
+            let per_device = document.real("per_device_batch_size")?.unwrap_or(12.0);
             let steps = document.size("gradient_accumulation_steps")?.unwrap_or(1);
             let count = document.size("num_pipeline_microbatches")?;
             let count = if settings.pipeline == 1 { steps } else { count.unwrap_or(settings.pipeline) };
@@ -560,7 +569,7 @@ static ROWS: &[FieldMapping] = &[
         },
         read: |document, settings| {
             let steps = document.count("steps")?;
-            let total_steps = document.count("learning_rate_schedule_steps")?.or(steps);
+            let total_steps = document.size_or_rest("learning_rate_schedule_steps")?.or(steps);
             let warmup = document.real("warmup_steps_fraction")?;
             if let Some(part) = warmup.filter(|part| !(0.0..=1.0).contains(part)) {
                 return Err(InputError::new(

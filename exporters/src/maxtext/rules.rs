@@ -101,6 +101,8 @@ pub(super) static RULES: &[KeyRule] = &[
         "local_checkpoint_*",
         "log_*",
         "logical_axis_rules",
+        "max_segments_per_seq",
+        "sharding_strategy",
         "lora_input_adapters_path",
         "max_checkify",
         "max_num_checkpoints_to_keep",

@@ -11,7 +11,7 @@ use crate::document::{Document, plain};
 use crate::launch::Script;
 use crate::row::{ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField};
 use crate::unsupported::KeyRule;
-use crate::{Ask, Export, Exporter, File};
+use crate::{Ask, DeepSpeedKeys, Export, Exporter, File, Files};
 use autodist_spec::{Hyperparameter, InputError, Precision};
 use rows::ALSO_READ;
 use serde_json::Value;
@@ -62,10 +62,25 @@ impl Exporter for Megatron {
         vec![RULES]
     }
 
-    fn parse(&self, text: &str) -> Result<Document, InputError> {
-        let said = Document::of_flags(text)?;
+    fn deepspeed(&self) -> Option<DeepSpeedKeys> {
+        // Megatron-DeepSpeed.
+        Some(DeepSpeedKeys {
+            file: "deepspeed_config",
+            section: "deepspeed_config",
+            inline: false,
+            splits: true,
+        })
+    }
+
+    fn uses_deepspeed(&self, document: &Document) -> bool {
+        document.flag("deepspeed").is_ok_and(|on| on == Some(true))
+            || document.has("deepspeed_config.zero_optimization.stage")
+    }
+
+    fn parse(&self, text: &str, open: Files) -> Result<Document, InputError> {
+        let said = Document::of_script(text, open)?;
         let flags = Flags::of(ROWS, RULES);
-        let mut document = Document::default();
+        let mut document = said.like();
         for (key, value) in said.entries() {
             document.set(&flags.whole(key, value)?, value.clone());
         }

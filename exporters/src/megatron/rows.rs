@@ -18,7 +18,12 @@ use autodist_spec::{
 pub(crate) const ROUND: &str = "microbatch-group-size-per-virtual-pipeline-stage";
 
 /// Flags that rows read besides those that they name.
-pub(super) const ALSO_READ: [&str; 5] = [
+pub(super) const ALSO_READ: [&str; 10] = [
+    "num-key-value-heads",
+    "zero-stage",
+    "checkpoint-activations",
+    "activations-checkpoint-method",
+    "activations-checkpoint-num-layers",
     "num-layers-per-virtual-pipeline-stage",
     "recompute-activations",
     "use-rotary-position-embeddings",
@@ -90,9 +95,17 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             let learned = one_of("position-embedding-type", &[("learned_absolute", true), ("rope", false)])?;
             let learned = learned.unwrap_or(!rotary) && !rotary;
             let theta = document.real("rotary-base")?.unwrap_or(10_000.0);
-            let rms = one_of("normalization", &[("LayerNorm", false), ("RMSNorm", true)])?.unwrap_or(false);
+            let rms = one_of(
+                "normalization",
+                &[("LayerNorm", false), ("RMSNorm", true), ("layernorm", false), ("rmsnorm", true)],
+            )?
+            .unwrap_or(false);
             let grouped = document.flag("group-query-attention")?.unwrap_or(false);
-            let groups = document.size("num-query-groups")?.filter(|_| grouped);
+            // Megatron-DeepSpeed's flag needs no other.
+            let groups = match document.size("num-key-value-heads")? {
+                Some(groups) => Some(groups),
+                None => document.size("num-query-groups")?.filter(|_| grouped),
+            };
             let usual = ModelSpec {
                 name: "megatron".to_owned(),
                 kv_heads: groups.unwrap_or(heads),
@@ -131,13 +144,24 @@ pub(crate) static ROWS: &[FieldMapping] = &[
         // It follows from the number of processes that torchrun starts.
         write: |_, _| {},
         read: |document, settings| {
-            let per_node = match document.size("nproc-per-node")? {
-                Some(count) => Some(count),
-                None => document.size("nproc_per_node")?,
+            let is_open = |key: &str| document.text(key).is_some_and(|text| text.starts_with('$'));
+            let keys = ["nproc-per-node", "nproc_per_node", "num_gpus"];
+            let key = keys.into_iter().find(|key| document.has(key));
+            let per_node = match key {
+                Some(key) if !is_open(key) => document.size(key)?,
+                _ => None,
             };
             let Some(per_node) = per_node else { return Ok(false) };
+            // How many nodes there are, only the launcher knows; the cluster says it, too.
+            if document.text("nnodes").is_some_and(|nodes| nodes.starts_with('$')) {
+                return Ok(false);
+            }
             let key = "nnodes x nproc-per-node";
             let world = product(key, &[per_node, document.size("nnodes")?.unwrap_or(1)])?;
+            // The cluster says how many processes there are: scripts leave the nodes to the user.
+            if settings.command.devices.is_some_and(|devices| devices != world) {
+                return Ok(false);
+            }
             let others = product(
                 "tensor x pipeline x context",
                 &[settings.tensor, settings.pipeline, settings.context],
@@ -151,7 +175,9 @@ pub(crate) static ROWS: &[FieldMapping] = &[
         theirs: "sequence-parallel",
         write: |settings, draft| draft.set("sequence-parallel", settings.sequence_parallel),
         read: |document, settings| {
-            settings.sequence_parallel = document.flag("sequence-parallel")?.unwrap_or(false);
+            // Megatron turns it off without tensor parallelism.
+            let on = document.flag("sequence-parallel")?.unwrap_or(false);
+            settings.sequence_parallel = on && settings.tensor > 1;
             Ok(true)
         },
     },
@@ -292,7 +318,14 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 )
                 .hint("use the method uniform"));
             }
-            let all = match kind.as_deref().or(short.then_some("selective")) {
+            // Older spellings: `--checkpoint-activations`, and a method without a granularity.
+            let older = document.flag("checkpoint-activations")?.unwrap_or(false);
+            let method = document.text("activations-checkpoint-method").is_some_and(|text| text != "none");
+            for key in ["activations-checkpoint-num-layers", "checkpoint-num-layers"] {
+                document.get(key);
+            }
+            let older = (older || method).then_some("full").or(short.then_some("selective"));
+            let all = match kind.as_deref().or(older) {
                 None => Recompute::None,
                 Some("selective") => Recompute::Selective,
                 Some("full") => Recompute::Full,
@@ -337,6 +370,13 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             let strategy = document.text("data-parallel-sharding-strategy");
             for key in ["overlap-grad-reduce", "overlap-param-gather", "ckpt-format"] {
                 document.get(key);
+            }
+            // Megatron-DeepSpeed: its configuration, else its own flag.
+            let stage = document.zero_stage("deepspeed_config.zero_optimization.stage")?;
+            let own = document.zero_stage("zero-stage")?;
+            if let Some(stage) = stage.or(own.filter(|_| document.has("deepspeed"))) {
+                settings.zero_stage = stage;
+                return Ok(true);
             }
             settings.zero_stage = match (fsdp, strategy.as_deref()) {
                 (true, Some("optim_grads")) => 2,

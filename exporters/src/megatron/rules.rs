@@ -50,12 +50,6 @@ pub(crate) static RULES: &[KeyRule] = &[
         "use core_attn, or remove it from the file",
     ),
     refused(
-        &["checkpoint_activations", "activations_checkpoint_method", "activations_checkpoint_num_layers"],
-        &[],
-        "is an older flag of recomputation, which is not read",
-        "write it as `--recompute-granularity full --recompute-method uniform --recompute-num-layers 1`",
-    ),
-    refused(
         &["model_parallel_size"],
         &["1"],
         "is an older flag of tensor parallelism, which is not read",
@@ -152,7 +146,25 @@ pub(crate) static RULES: &[KeyRule] = &[
         "variable_seq_lengths",
         "wgrad_deferral_limit",
     ]),
+    refused(
+        &["ds_sequence_parallel_size"],
+        &["1"],
+        "splits sequences by Ulysses, which plans do not do",
+        "set it to 1, or give context parallelism by `--cp`",
+    ),
+    approximated(&[
+        "no_async_tensor_model_parallel_allreduce",
+        "no_pipeline_parallel",
+        "pp_partition_method",
+        "sync_tp_duplicated_parameters",
+    ]),
     ignored(&[
+        "deepspeed",
+        "deepspeed_activation_checkpointing",
+        "deepspeed_config",
+        "num_gpus",
+        "num_nodes",
+        "out_seq_length",
         "accumulate_allreduce_grads_in_fp32",
         "adlr_*",
         "app_tag_*",

@@ -29,12 +29,19 @@ pub enum Piece {
     Variable { text: String, name: String, list: bool, quoted: bool, kind: Kind },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
     Plain,
-    /// With a default, as in `${NAME:-8}`.
-    Default,
-    /// The output of a command, arithmetic, or a part of a value.
+    /// With another word, as in `${NAME:-8}`: the operator is one of `-`, `=`, `+` and `?`.
+    Otherwise {
+        operator: char,
+        /// Whether an empty value counts as none.
+        empty: bool,
+        word: String,
+    },
+    /// `$((…))`
+    Arithmetic(String),
+    /// The output of a command, or a part of a value.
     Other,
 }
 
@@ -87,8 +94,12 @@ pub struct Lexer {
     letters: Vec<char>,
     at: usize,
     line: usize,
-    /// Words that end the here-documents after the next line break.
-    here: Vec<String>,
+    /// Words that end the here-documents after the next line break, and whether their text is literal.
+    here: Vec<(String, bool)>,
+    /// Texts of the here-documents of the last line, and whether they are literal.
+    pub documents: Vec<(String, bool)>,
+    /// Files to which the last command writes.
+    pub targets: Vec<Raw>,
     /// Whether it is inside an array: arrays do not nest.
     in_array: bool,
 }
@@ -110,6 +121,8 @@ impl Lexer {
             at: 0,
             line,
             here: Vec::new(),
+            documents: Vec::new(),
+            targets: Vec::new(),
             in_array: false,
         }
     }
@@ -139,7 +152,7 @@ impl Lexer {
             }
             if letter == '\n' {
                 self.next();
-                self.skip_here_documents();
+                self.here_documents();
                 return Ok(Some(Token::Operator("\n")));
             }
             if letter.is_whitespace() {
@@ -174,6 +187,7 @@ impl Lexer {
 
     fn redirection(&mut self) -> Result<(), InputError> {
         let text = self.follows("<<") && !self.follows("<<<");
+        let writes = self.peek() == Some('>');
         while self.peek().is_some_and(|letter| "<>&|".contains(letter) || (text && letter == '-')) {
             self.next();
         }
@@ -193,15 +207,20 @@ impl Lexer {
                 let piece = |piece: &Piece| match piece {
                     Piece::Text { text, .. } | Piece::Variable { text, .. } => text.clone(),
                 };
-                self.here.push(word.pieces.iter().map(piece).collect());
+                let literal =
+                    word.pieces.iter().any(|piece| matches!(piece, Piece::Text { quoted: true, .. }));
+                self.here.push((word.pieces.iter().map(piece).collect(), literal));
+            } else if writes {
+                self.targets.push(word);
             }
         }
         Ok(())
     }
 
-    /// Skips the here-documents (`<<EOF`) of the line that has just ended.
-    fn skip_here_documents(&mut self) {
-        for end in std::mem::take(&mut self.here) {
+    /// Reads the here-documents (`<<EOF`) of the line that has just ended.
+    fn here_documents(&mut self) {
+        for (end, literal) in std::mem::take(&mut self.here) {
+            let mut document = String::new();
             while self.peek().is_some() {
                 let mut line = String::new();
                 while let Some(letter) = self.next().filter(|letter| *letter != '\n') {
@@ -210,8 +229,43 @@ impl Lexer {
                 if line.trim() == end {
                     break;
                 }
+                document += &line;
+                document.push('\n');
+            }
+            self.documents.push((document, literal));
+        }
+    }
+
+    /// All of the text as one word in quotes: a here-document, or, with `unquote`, the word in `${NAME:-word}`.
+    pub fn whole(mut self, unquote: bool) -> Result<Raw, InputError> {
+        let mut word = Raw { line: self.line, ..Raw::default() };
+        while let Some(letter) = self.peek() {
+            match letter {
+                '\\' => {
+                    self.next();
+                    match self.next() {
+                        Some('\n') | None => {}
+                        Some(letter @ ('$' | '`' | '\\')) => word.push(letter, true),
+                        Some(letter) => {
+                            if !(unquote && letter == '"') {
+                                word.push('\\', true);
+                            }
+                            word.push(letter, true);
+                        }
+                    }
+                }
+                '"' | '\'' if unquote => {
+                    self.next();
+                }
+                '`' => word.pieces.push(self.output(true)?),
+                '$' => self.variable(&mut word, true)?,
+                letter => {
+                    self.next();
+                    word.push(letter, true);
+                }
             }
         }
+        Ok(word)
     }
 
     /// Reads from one bracket to the matching one, and returns all of it.
@@ -367,8 +421,15 @@ impl Lexer {
         let (mut name, mut text, mut list, mut kind) = (String::new(), "$".to_owned(), false, Kind::Plain);
         match self.peek() {
             Some('(') => {
-                text += &self.balanced('(', ')')?;
-                kind = Kind::Other;
+                let inner = self.balanced('(', ')')?;
+                text += &inner;
+                let arithmetic = inner.strip_prefix("((").and_then(|rest| rest.strip_suffix("))"));
+                let outer =
+                    || inner[1..inner.len() - 1].trim().strip_prefix("expr ").map(|e| e.replace('\\', ""));
+                kind = match arithmetic.map(str::to_owned).or_else(outer) {
+                    Some(expression) => Kind::Arithmetic(expression),
+                    None => Kind::Other,
+                };
             }
             Some('{') => {
                 let inner = self.balanced('{', '}')?;
@@ -388,10 +449,18 @@ impl Lexer {
                         list = !quoted;
                         if quoted { Kind::Other } else { Kind::Plain }
                     }
-                    rest if rest.starts_with(":-") || rest.starts_with(":=") || rest.starts_with(":?") => {
-                        Kind::Default
+                    rest => {
+                        let (empty, after) = match rest.strip_prefix(':') {
+                            Some(after) => (true, after),
+                            None => (false, rest),
+                        };
+                        match after.chars().next() {
+                            Some(operator @ ('-' | '=' | '+' | '?')) => {
+                                Kind::Otherwise { operator, empty, word: after[1..].to_owned() }
+                            }
+                            _ => Kind::Other,
+                        }
                     }
-                    _ => Kind::Other,
                 };
             }
             Some(letter @ ('@' | '*' | '#' | '?' | '$' | '!' | '-' | '0'..='9')) => {

@@ -1,24 +1,29 @@
 //! The commands of a shell script, with variables replaced where their values are known without running it.
 
+mod arithmetic;
 mod conditions;
 mod lexer;
 mod variables;
 
 pub use variables::{Open, Word};
 
+use crate::Files;
 use autodist_spec::InputError;
 use conditions::{and, or};
-use lexer::{Kind, Lexer, Piece, Raw, Token};
+use lexer::{Assigns, Kind, Lexer, Piece, Raw, Token};
+use std::collections::BTreeMap;
 use variables::Variables;
 
 /// Maximum depth of commands in quotes, as in `bash -c "…"`.
 const DEEPEST: usize = 4;
+/// Maximum scripts that are opened.
+const MOST_OPENED: usize = 50;
 /// Maximum compound commands within each other.
 const MOST_WITHIN: usize = 100;
 /// Commands whose arguments are not settings.
-const OTHERS: [&str; 19] = [
-    ".", ":", "[", "[[", "cat", "cd", "cp", "echo", "exit", "ls", "mkdir", "mv", "printf", "rm", "set",
-    "sleep", "source", "test", "wait",
+const OTHERS: [&str; 17] = [
+    ":", "[", "[[", "cat", "cd", "cp", "echo", "exit", "ls", "mkdir", "mv", "printf", "rm", "set", "sleep",
+    "test", "wait",
 ];
 const LAUNCHERS: [&str; 3] = ["torchrun", "deepspeed", "accelerate"];
 
@@ -26,6 +31,8 @@ const LAUNCHERS: [&str; 3] = ["torchrun", "deepspeed", "accelerate"];
 pub struct ShellCommand {
     pub words: Vec<Word>,
     pub line: usize,
+    /// Variables that the command line itself sets.
+    pub environment: BTreeMap<String, String>,
 }
 
 impl ShellCommand {
@@ -44,12 +51,19 @@ impl ShellCommand {
     }
 }
 
-#[derive(Default)]
-struct Script {
+struct Script<'a> {
     variables: Variables,
     commands: Vec<ShellCommand>,
     /// The compound commands that are open.
     within: Vec<Compound>,
+    /// Opens other scripts.
+    open: Files<'a>,
+    /// Files that the script itself writes.
+    written: BTreeMap<String, String>,
+    /// Other scripts that were opened.
+    opened: usize,
+    /// Scripts within each other.
+    depth: usize,
 }
 
 /// A compound command, up to the place that is being read.
@@ -129,12 +143,29 @@ impl Chain {
     }
 }
 
-/// The commands of a script or of a file with only arguments. Without any, its variables are the arguments.
+/// The commands of a script, and the files that it writes itself.
+#[derive(Default)]
+pub struct Read {
+    pub commands: Vec<ShellCommand>,
+    pub written: BTreeMap<String, String>,
+}
+
+/// The commands of a script or of a file with only arguments, and of the scripts that it starts or reads in.
+/// Without any, its variables are the arguments.
 ///
 /// # Errors
 /// If quotes or brackets do not close, or variables are too long.
-pub fn commands(text: &str) -> Result<Vec<ShellCommand>, InputError> {
-    let mut script = Script::default();
+pub fn read(text: &str, open: Files) -> Result<Read, InputError> {
+    let mut script = Script {
+        variables: Variables::default(),
+        commands: Vec::new(),
+        within: Vec::new(),
+        open,
+        written: BTreeMap::new(),
+        opened: 0,
+        depth: 0,
+    };
+    script.slurm(text);
     script.run(Lexer::new(text, 1), 0)?;
     let has_flags = |command: &ShellCommand| command.words.iter().any(|word| word.text().starts_with("--"));
     if !script.commands.iter().any(|command| has_flags(command) || command.program().is_some()) {
@@ -142,13 +173,30 @@ pub fn commands(text: &str) -> Result<Vec<ShellCommand>, InputError> {
             let text = format!("${name}");
             let piece = Piece::Variable { text, name, list: true, quoted: false, kind: Kind::Plain };
             let words = script.variables.expand(&Raw { pieces: vec![piece], ..Raw::default() })?;
-            script.commands.push(ShellCommand { words, line: 1 });
+            script.commands.push(ShellCommand { words, line: 1, environment: BTreeMap::new() });
         }
     }
-    Ok(script.commands)
+    Ok(Read { commands: script.commands, written: script.written })
 }
 
-impl Script {
+impl Script<'_> {
+    /// Slurm's variables, from the `#SBATCH` lines of a batch script.
+    fn slurm(&mut self, text: &str) {
+        const NODES: [&str; 3] = ["SLURM_NNODES", "SLURM_JOB_NUM_NODES", "SLURM_NODES"];
+        for line in text.lines().filter_map(|line| line.trim().strip_prefix("#SBATCH")) {
+            let mut words = line.split([' ', '\t', '=']).filter(|word| !word.is_empty());
+            let (Some(option), Some(value)) = (words.next(), words.next()) else { continue };
+            let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+            let names: &[&str] = match option {
+                "--nodes" | "-N" => &NODES,
+                "--ntasks-per-node" => &["SLURM_NTASKS_PER_NODE"],
+                "--gpus-per-node" => &["SLURM_GPUS_PER_NODE", "SLURM_GPUS_ON_NODE"],
+                _ => &[],
+            };
+            names.iter().filter(|_| digits).for_each(|name| self.variables.give(name, value));
+        }
+    }
+
     fn run(&mut self, mut lexer: Lexer, depth: usize) -> Result<(), InputError> {
         let mut words: Vec<Raw> = Vec::new();
         let mut chain = Chain { operator: "", value: Some(true) };
@@ -195,6 +243,7 @@ impl Script {
                 *whole = value;
             }
             chain = Chain { operator, value };
+            self.write(&mut lexer)?;
             match operator {
                 "" => return Ok(()),
                 "(" => self.enter(CompoundKind::Other)?,
@@ -232,6 +281,23 @@ impl Script {
             _ => return false,
         }
         true
+    }
+
+    /// Keeps the here-documents that the last command wrote to files.
+    fn write(&mut self, lexer: &mut Lexer) -> Result<(), InputError> {
+        let (targets, documents) = (std::mem::take(&mut lexer.targets), std::mem::take(&mut lexer.documents));
+        if self.within.iter().any(|one| one.runs == Some(false)) {
+            return Ok(());
+        }
+        for (target, (document, literal)) in targets.iter().zip(documents) {
+            let name = self.variables.whole(target)?.text();
+            let text = match literal {
+                true => document,
+                false => self.variables.whole(&Lexer::new(&document, 1).whole(false)?)?.json(),
+            };
+            self.written.insert(name, text);
+        }
+        Ok(())
     }
 
     /// Begins a compound command.
@@ -336,6 +402,8 @@ impl Script {
         }
         // A branch that does not run.
         if runs == Some(false) || self.within.iter().any(|one| one.runs == Some(false)) {
+            let assigned = words.iter().filter_map(|word| word.assigns.as_ref());
+            self.variables.skipped.extend(assigned.map(|one| one.name.clone()));
             return Ok(None);
         }
         let value = self.simple(words, runs, depth)?;
@@ -355,8 +423,13 @@ impl Script {
         let uncertain = self.uncertain(runs);
         let declares = ["export", "declare", "typeset", "local", "readonly"];
         if words.first().and_then(Raw::bare).is_some_and(|word| declares.contains(&word)) {
-            let mut assigned = words.iter().filter(|word| word.assigns.is_some());
-            assigned.try_for_each(|word| self.variables.assign(word, uncertain))?;
+            for word in words {
+                if words[0].bare() == Some("export") {
+                    let exported = word.assigns.as_ref().map(|one| one.name.as_str()).or(word.bare());
+                    self.variables.exported.extend(exported.map(str::to_owned));
+                }
+                self.variables.assign(word, uncertain)?;
+            }
             return Ok(Some(true));
         }
         if words.iter().all(|word| word.assigns.is_some()) {
@@ -376,13 +449,28 @@ impl Script {
                 self.variables.forget("@", why, true);
                 return Ok(None);
             }
+            Some("shift") => {
+                let count = words.get(1).and_then(Raw::bare).and_then(|text| text.parse().ok()).unwrap_or(1);
+                let count = self.variables.arguments.len().min(count);
+                self.variables.arguments.drain(..count);
+                return Ok(None);
+            }
+            Some("source" | ".") if words.len() > 1 => return self.source(&words[1..], depth),
             Some(name) if OTHERS.contains(&name) => return Ok(None),
             _ => {}
         }
         // Variables before a command belong to its environment.
         let first = words.iter().position(|word| word.assigns.is_none()).unwrap_or(0);
         let line = words.get(first).map_or(1, |word| word.line);
-        let mut command = ShellCommand { words: Vec::new(), line };
+        if self.started(words, line)? {
+            return Ok(None);
+        }
+        let mut command = ShellCommand { words: Vec::new(), line, environment: BTreeMap::new() };
+        for word in &words[..first] {
+            if let Some(Assigns { name, .. }) = &word.assigns {
+                command.environment.insert(name.clone(), self.variables.whole(word)?.text());
+            }
+        }
         let mut value = false;
         for word in &words[first..] {
             for word in self.variables.expand(word)? {
@@ -407,5 +495,78 @@ impl Script {
             self.commands.push(command);
         }
         Ok(None)
+    }
+
+    /// The content of another script, if it is there.
+    fn other(&mut self, word: &Word) -> Option<String> {
+        if self.depth >= DEEPEST || self.opened >= MOST_OPENED {
+            return None;
+        }
+        let text = word.text();
+        // A folder that only the script knows is taken for the one that it is in.
+        let name = match text.rsplit_once('/') {
+            Some((folder, name)) if folder.contains('$') => name,
+            _ => text.as_str(),
+        };
+        let name = name.strip_prefix("./").unwrap_or(name);
+        if name.is_empty() || name.contains('$') {
+            return None;
+        }
+        self.opened += 1;
+        (self.open)(name).ok()
+    }
+
+    /// `source FILE ARGUMENTS`
+    fn source(&mut self, words: &[Raw], depth: usize) -> Result<Option<bool>, InputError> {
+        let word = self.variables.whole(&words[0])?;
+        let Some(text) = self.other(&word) else { return Ok(None) };
+        self.depth += 1;
+        // What it assigns is as certain as the command itself.
+        let within = self.within.clone();
+        let read = self.run(Lexer::new(&text, 1), depth);
+        self.within = within;
+        self.depth -= 1;
+        read.map_err(|error| error.in_file(&word.text()))?;
+        Ok(Some(true))
+    }
+
+    /// Another script that a command starts, with its arguments: `bash train.sh 8`, `./train.sh 8`.
+    fn started(&mut self, words: &[Raw], line: usize) -> Result<bool, InputError> {
+        let first = words.iter().position(|word| word.assigns.is_none()).unwrap_or(0);
+        let mut expanded = Vec::new();
+        for word in &words[first..] {
+            expanded.extend(self.variables.expand(word)?);
+        }
+        let texts: Vec<String> = expanded.iter().take(2).map(Word::text).collect();
+        let at = match texts.first().map(String::as_str) {
+            Some("bash" | "sh" | "zsh") => 1,
+            _ => 0,
+        };
+        if !texts.get(at).is_some_and(|name| name.ends_with(".sh") || (at == 1 && !name.starts_with('-'))) {
+            return Ok(false);
+        }
+        let Some(text) = self.other(&expanded[at]) else { return Ok(false) };
+        let mut variables = self.variables.inherited();
+        for word in &words[..first] {
+            variables.assign(word, None)?;
+            variables.exported.extend(word.assigns.iter().map(|one| one.name.clone()));
+        }
+        variables.arguments = expanded.split_off(at + 1);
+        let mut script = Script {
+            variables,
+            commands: Vec::new(),
+            within: Vec::new(),
+            open: self.open,
+            written: BTreeMap::new(),
+            opened: self.opened,
+            depth: self.depth + 1,
+        };
+        script.slurm(&text);
+        let read = script.run(Lexer::new(&text, 1), 0);
+        self.opened = script.opened;
+        read.map_err(|error| error.in_file(&format!("{} on line {line}", expanded[at].text())))?;
+        self.commands.append(&mut script.commands);
+        self.written.append(&mut script.written);
+        Ok(true)
     }
 }

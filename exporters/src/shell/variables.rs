@@ -1,12 +1,15 @@
 //! Variables of a shell script, and the words of its commands with variables replaced where their values are
 //! known without running it.
 
-use super::lexer::{Assigns, Kind, Piece, Raw};
+use super::arithmetic;
+use super::lexer::{Assigns, Kind, Lexer, Piece, Raw};
 use autodist_spec::{InputError, text};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Maximum bytes of all variables that are replaced.
 const LARGEST: usize = 16 << 20;
+/// Maximum of `${…}` within each other.
+const DEEPEST: usize = 20;
 
 /// A word of a command, whose variables were replaced where they are known.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +30,10 @@ pub struct Open {
     pub several: bool,
     /// Whether it is outside quotes, so that it may become several words, or none.
     pub bare: bool,
+    /// Flags that begin the values which it may have.
+    pub flags: Vec<String>,
+    /// Whether it has no value, so that it becomes no word outside quotes.
+    pub is_empty: bool,
 }
 
 impl Word {
@@ -39,11 +46,6 @@ impl Word {
         self.0.iter().map(part).collect()
     }
 
-    /// The word, if nothing of it is unknown.
-    pub fn known(&self) -> Option<String> {
-        self.0.iter().all(|part| matches!(part, Part::Known(_))).then(|| self.text())
-    }
-
     /// The variable of which the word consists, if it is not known.
     pub fn open(&self) -> Option<&Open> {
         match self.0.as_slice() {
@@ -52,8 +54,46 @@ impl Word {
         }
     }
 
+    /// The text, if all of it is known.
+    pub fn known(&self) -> Option<String> {
+        self.0.iter().all(|part| matches!(part, Part::Known(_))).then(|| self.text())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn of(text: &str) -> Self {
+        Self(vec![Part::Known(text.to_owned())])
+    }
+
+    /// The text, in which every unknown variable that begins a value of JSON is in quotes.
+    pub fn json(&self) -> String {
+        let mut text = String::new();
+        for part in &self.0 {
+            match part {
+                Part::Known(known) => text += known,
+                Part::Open(open) if text.trim_end().ends_with([':', ',', '[']) => {
+                    text += &serde_json::Value::from(open.text.as_str()).to_string();
+                }
+                Part::Open(open) => text += &open.text,
+            }
+        }
+        text
+    }
+
     fn is_flag(&self) -> bool {
         matches!(self.0.first(), Some(Part::Known(text)) if text.trim_start().starts_with("--"))
+    }
+
+    /// The flags in it.
+    fn flags(&self) -> impl Iterator<Item = String> {
+        let text = if self.is_flag() { self.text() } else { String::new() };
+        let of = |word: &str| {
+            let flag = word.strip_prefix("--")?.split('=').next()?;
+            (!flag.is_empty() && !flag.contains('$')).then(|| flag.to_owned())
+        };
+        text.split_whitespace().filter_map(of).collect::<Vec<_>>().into_iter()
     }
 
     fn bytes(&self) -> usize {
@@ -71,12 +111,20 @@ enum Value {
     List(Vec<Word>),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Variable {
     /// The value, or the reason why it is not known.
     value: Result<Value, String>,
-    /// Whether one of its values starts with a flag.
-    flags: bool,
+    /// The flags in the values that it was given; not empty if one of them starts with a flag.
+    flags: BTreeSet<String>,
+}
+
+/// A variable in a script.
+enum State<'a> {
+    Known(&'a Value),
+    /// Assigned nowhere.
+    Unset(&'static str),
+    Unknown(&'a str),
 }
 
 #[derive(Default)]
@@ -88,24 +136,49 @@ pub struct Variables {
     spent: usize,
     /// Whether the script is inside a function, whose arguments are not known.
     pub in_function: bool,
+    /// The arguments of the script.
+    pub arguments: Vec<Word>,
+    /// Names of the variables that other scripts see.
+    pub exported: BTreeSet<String>,
+    /// Names that only branches assign which do not run: without another value, they are empty.
+    pub skipped: BTreeSet<String>,
+    /// `${…}` within each other that are being replaced.
+    depth: usize,
 }
 
 impl Variables {
     /// Names of the variables that hold flags, in the order in which they were assigned.
     pub fn with_flags(&self) -> Vec<String> {
-        let holds_flags = |name: &&String| self.known.get(*name).is_some_and(|known| known.flags);
+        let holds_flags = |name: &&String| self.known.get(*name).is_some_and(|known| !known.flags.is_empty());
         self.names.iter().filter(holds_flags).cloned().collect()
     }
 
-    /// A variable whose value is not known; `flags` if one of its values starts with a flag.
+    /// A variable whose value is not known; with `flags` one of its values starts with a flag.
     pub fn forget(&mut self, name: &str, why: String, flags: bool) {
-        self.set(name, Err(why), flags);
+        self.set(name, Err(why), flags.then(String::new).into_iter().collect());
     }
 
-    fn set(&mut self, name: &str, value: Result<Value, String>, flags: bool) {
-        let flags = flags || self.known.get(name).is_some_and(|known| known.flags);
-        if !self.known.contains_key(name) {
-            self.names.push(name.to_owned());
+    /// Gives a variable a value, as the environment or another program would.
+    pub fn give(&mut self, name: &str, value: &str) {
+        self.set(name, Ok(Value::Text(Word::of(value))), BTreeSet::new());
+    }
+
+    /// The variables that another script sees which this one starts.
+    pub fn inherited(&self) -> Self {
+        let known = self.known.iter().filter(|(name, _)| self.exported.contains(*name));
+        Self {
+            names: self.names.iter().filter(|name| self.exported.contains(*name)).cloned().collect(),
+            known: known.map(|(name, variable)| (name.clone(), variable.clone())).collect(),
+            exported: self.exported.clone(),
+            spent: self.spent,
+            ..Self::default()
+        }
+    }
+
+    fn set(&mut self, name: &str, value: Result<Value, String>, mut flags: BTreeSet<String>) {
+        match self.known.get_mut(name) {
+            Some(known) => flags.append(&mut known.flags),
+            None => self.names.push(name.to_owned()),
         }
         self.known.insert(name.to_owned(), Variable { value, flags });
     }
@@ -127,9 +200,9 @@ impl Variables {
             // Even without quotes, it stays one word.
             None => Value::Text(self.whole(word)?),
         };
-        let flags = match &new {
-            Value::Text(word) => word.is_flag(),
-            Value::List(words) => words.iter().any(Word::is_flag),
+        let flags: BTreeSet<String> = match &new {
+            Value::Text(word) => word.flags().collect(),
+            Value::List(words) => words.iter().flat_map(Word::flags).collect(),
         };
         let value = if let Some(place) = unknown {
             Err(format!("is assigned in a {place} on line {}", word.line))
@@ -155,33 +228,111 @@ impl Variables {
         Ok(())
     }
 
+    fn state(&self, name: &str) -> State<'_> {
+        match self.known.get(name) {
+            Some(Variable { value: Ok(value), .. }) => State::Known(value),
+            Some(Variable { value: Err(why), .. }) => State::Unknown(why),
+            None if name.starts_with(|letter: char| letter.is_ascii_digit()) => State::Unset(
+                "is an argument of the script, which is not given: give it behind the file's name",
+            ),
+            None => State::Unset("is not assigned in the script"),
+        }
+    }
+
+    /// The argument of the script with this number.
+    fn argument(&self, name: &str) -> Option<&Word> {
+        self.arguments.get(name.parse::<usize>().ok()?.checked_sub(1)?)
+    }
+
     /// The words of a variable, or why they are not known.
-    fn value(&self, name: &str, list: bool, kind: Kind) -> Result<&[Word], Open> {
-        let open = |why: &str, several: bool| Open {
+    fn value(&mut self, name: &str, list: bool, kind: &Kind, quoted: bool) -> Result<Vec<Word>, Open> {
+        let open = |why: &str, several: bool, flags: Vec<String>| Open {
             text: String::new(),
             why: why.to_owned(),
             several,
             bare: false,
+            flags,
+            is_empty: false,
         };
-        if kind == Kind::Other {
-            return Err(open("is known only when the script runs", list));
-        }
-        match (name, self.known.get(if name == "*" { "@" } else { name })) {
-            ("@" | "*", _) if self.in_function => Err(open("holds the arguments of a function", true)),
-            // The script is priced as it is, without arguments.
-            ("@" | "*", None) => Ok(&[]),
-            (_, Some(Variable { value: Ok(value), .. })) => match value {
-                Value::Text(word) if kind == Kind::Default && word.0.is_empty() => {
-                    Err(open("is empty, so that its default is used", false))
+        match kind {
+            Kind::Plain => {}
+            Kind::Otherwise { operator, empty, word } => {
+                let is_set = match self.state(name) {
+                    State::Unknown(why) if *operator != '+' => return Err(open(why, list, Vec::new())),
+                    State::Unknown(_) => true,
+                    State::Known(Value::Text(word)) => !(*empty && word.text().is_empty()),
+                    State::Known(Value::List(words)) => !words.is_empty(),
+                    State::Unset(_) => self.argument(name).is_some(),
+                };
+                match (operator, is_set) {
+                    ('-' | '=', false) | ('+', true) => {
+                        let words =
+                            self.otherwise(word, quoted).map_err(|why| open(&why, list, Vec::new()))?;
+                        if *operator == '=' && !quoted {
+                            self.set(name, Ok(Value::List(words.clone())), BTreeSet::new());
+                        } else if *operator == '=' {
+                            let word = words.first().cloned().unwrap_or_default();
+                            self.set(name, Ok(Value::Text(word)), BTreeSet::new());
+                        }
+                        return Ok(words);
+                    }
+                    ('+', false) => return Ok(Vec::new()),
+                    _ => {}
                 }
-                Value::Text(word) => Ok(std::slice::from_ref(word)),
-                Value::List(words) if list => Ok(words),
-                // The first element.
-                Value::List(words) => Ok(&words[..words.len().min(1)]),
-            },
-            (_, Some(Variable { value: Err(why), flags })) => Err(open(why, *flags || list)),
-            (_, None) => Err(open("is not assigned in the script", list)),
+            }
+            Kind::Arithmetic(expression) => {
+                let number = |name: &str| match self.state(name) {
+                    State::Known(Value::Text(word)) => word.known(),
+                    _ => self.argument(name).and_then(Word::known),
+                };
+                let Some(result) = arithmetic::value(expression, &number) else {
+                    let why = "is arithmetic with values that are known only when the script runs";
+                    return Err(open(why, list, Vec::new()));
+                };
+                return Ok(vec![Word::of(&result.to_string())]);
+            }
+            Kind::Other => return Err(open("is known only when the script runs", list, Vec::new())),
         }
+        let name = if name == "*" { "@" } else { name };
+        match (name, self.state(name)) {
+            ("@", _) if self.in_function => Err(open("holds the arguments of a function", true, Vec::new())),
+            // The script is priced with the arguments that are given with its name, mostly none.
+            ("@", State::Unset(_)) => Ok(self.arguments.clone()),
+            ("#", State::Unset(_)) => Ok(vec![Word::of(&self.arguments.len().to_string())]),
+            (_, State::Known(Value::Text(word))) => Ok(vec![word.clone()]),
+            (_, State::Known(Value::List(words))) => {
+                // Without an index, it is the first element.
+                Ok(words[..if list { words.len() } else { words.len().min(1) }].to_vec())
+            }
+            (_, State::Unknown(why)) => {
+                let flags: Vec<String> =
+                    self.known.get(name).into_iter().flat_map(|known| known.flags.iter().cloned()).collect();
+                Err(open(why, !flags.is_empty() || list, flags))
+            }
+            (_, State::Unset(why)) => match self.argument(name) {
+                Some(_) if self.in_function => Err(open("is an argument of a function", true, Vec::new())),
+                Some(word) => Ok(vec![word.clone()]),
+                None if self.skipped.contains(name) => {
+                    let why = "is assigned only in branches that do not run";
+                    Err(Open { is_empty: true, ..open(why, list, Vec::new()) })
+                }
+                None => Err(open(why, list, Vec::new())),
+            },
+        }
+    }
+
+    /// The word that replaces a variable without a value.
+    fn otherwise(&mut self, word: &str, quoted: bool) -> Result<Vec<Word>, String> {
+        if self.depth >= DEEPEST {
+            return Err(format!("has more than {DEEPEST} variables within each other"));
+        }
+        self.depth += 1;
+        let words = Lexer::new(word, 1).whole(true).and_then(|raw| {
+            let whole = self.whole(&raw)?;
+            Ok(if whole.is_empty() && !quoted { Vec::new() } else { vec![whole] })
+        });
+        self.depth -= 1;
+        words.map_err(|error| error.problem)
     }
 
     fn spend(&mut self, bytes: usize) -> Result<(), InputError> {
@@ -239,10 +390,10 @@ impl Variables {
                     push(&mut words, &mut joins, part);
                     continue;
                 }
-                Piece::Variable { text, name, list, quoted, kind } => (text, name, *list, *quoted, *kind),
+                Piece::Variable { text, name, list, quoted, kind } => (text, name, *list, *quoted, kind),
             };
             let quoted = quoted || one;
-            let values = match self.value(name, list, kind) {
+            let values = match self.value(name, list, kind, quoted) {
                 Ok(values) => values,
                 Err(open) => {
                     let open = Open { text: text::shown(text, 100), bare: !quoted || list, ..open };
@@ -251,7 +402,6 @@ impl Variables {
                 }
             };
             let bytes = values.iter().map(Word::bytes).sum();
-            let values = if self.spent + bytes > LARGEST { Vec::new() } else { values.to_vec() };
             self.spend(bytes)?;
             for (index, word) in values.into_iter().enumerate() {
                 if index > 0 {

@@ -161,7 +161,9 @@ fn a_flag_overrides_the_files_value_and_all_that_follows_from_it() {
         assert!(read(Target::DeepSpeed, &wrong, 8, &[(field, 4), (Field::ZeroStage, 3)]).is_ok());
     }
     let megatron = "--nproc-per-node 8 --tensor-model-parallel-size 8 --pipeline-model-parallel-size 16";
-    let error = read(Target::Megatron, megatron, 128, &[]).unwrap_err();
+    // The cluster has another number of processes than the script, which leaves the nodes to the user.
+    assert_eq!(read(Target::Megatron, megatron, 128, &[]).unwrap().settings.data, 1);
+    let error = read(Target::Megatron, megatron, 8, &[]).unwrap_err();
     assert!(error.hint.contains("or give `--dp`: flags override the file"), "{error}");
     assert_eq!(read(Target::Megatron, megatron, 128, &[(Field::Data, 1)]).unwrap().settings.data, 1);
     let fp16 = r#"{"train_batch_size": 8, "fp16": {"enabled": true}}"#;
@@ -326,7 +328,7 @@ fn what_changes_time_or_memory_and_is_in_no_plan_is_refused_by_name() {
         ),
         (
             Target::MegatronBridge,
-            "{train: {micro_batch_size: 1}, mixed_precision: bf16_with_fp8_current_scaling_mixed}".to_owned(),
+            "{train: {micro_batch_size: 1}, mixed_precision: bf16_with_nvfp4_mixed}".to_owned(),
             "{train: {micro_batch_size: 1}, mixed_precision: bf16_mixed}".to_owned(),
             "mixed_precision",
         ),
@@ -573,13 +575,7 @@ fn the_start_of_a_flag_is_the_flag_if_it_is_the_only_one() {
 }
 
 #[test]
-fn torchtitans_older_form_is_refused_with_the_form_that_is_read() {
-    let toml =
-        "[training]\nlocal_batch_size = 2\nseq_len = 8192\n[parallelism]\ntensor_parallel_degree = 8\n";
-    let error = read(Target::Torchtitan, toml, 8, &[]).unwrap_err().to_string();
-    for expected in ["TOML", "torchtitan 0.3", "--training.seq_len 8192"] {
-        assert!(error.contains(expected), "{error}");
-    }
+fn torchtitans_older_mode_is_read() {
     let mode = "--training.seq_len=64 --activation_checkpoint.mode=selective";
     let settings = read(Target::Torchtitan, mode, 8, &[]).unwrap().settings;
     assert!(settings.recompute.iter().all(|mode| *mode == Recompute::Selective));

@@ -76,7 +76,7 @@ fn with(target: Target, text: &str, key: &str, right: &Value, value: &Value) -> 
         _ => {
             let comments: String =
                 text.lines().filter(|line| line.starts_with('#')).map(|line| format!("{line}\n")).collect();
-            comments + &changed(serde_yaml_ng::from_str(text).unwrap(), key, value).to_string()
+            comments + &changed(Document::of_yaml(text).unwrap().tree(), key, value).to_string()
         }
     }
 }

@@ -9,6 +9,7 @@ mod common;
 mod counting;
 mod documentation;
 mod hostile;
+mod notations;
 mod real_trainers;
 mod refusals;
 mod round_trip;

@@ -1,5 +1,7 @@
 //! torchtitan's command line; stages of different sizes need a Python module.
 
+mod toml;
+
 use crate::document::{Document, product, quotient};
 use crate::launch::Script;
 use crate::row::{
@@ -10,7 +12,7 @@ use crate::settings::Field;
 use crate::stages::uniform_recompute;
 use crate::states;
 use crate::unsupported::{KeyRule, LAUNCHERS, approximated, ignored, refused};
-use crate::{Export, Exporter, File};
+use crate::{Export, Exporter, File, Files};
 use autodist_spec::{
     Hyperparameter, InputError, LearningRate, ModelSpec, Optimizer, Precision, Recompute, ScheduleKind,
     catalog, parse,
@@ -20,6 +22,8 @@ pub struct Torchtitan;
 
 /// Key of the stages' modules in a document, which is not a flag.
 const PARTS: &str = "module_fqns_per_model_part";
+/// Whether GEMMs are in FP8: a key of ours for what older files say in several ways.
+const FLOAT8: &str = "float8";
 const RECOMPUTE: &str = "activation_checkpoint";
 
 impl Exporter for Torchtitan {
@@ -80,10 +84,17 @@ impl Exporter for Torchtitan {
     }
 
     fn forms(&self) -> &'static str {
-        "the command line of torchtitan 0.3, as a shell script with flags such as `--training.seq_len 8192` (the TOML files of torchtitan 0.2 and older are not read: write `seq_len` of `[training]` as `--training.seq_len`, and so on)"
+        "the command line of torchtitan 0.3, as a shell script with flags such as `--training.seq_len 8192`, or a TOML file of torchtitan 0.2 or older"
     }
 
-    fn parse(&self, text: &str) -> Result<Document, InputError> {
+    fn model_name(&self, document: &Document) -> Option<(&'static str, String)> {
+        toml::model_name(document)
+    }
+
+    fn parse(&self, text: &str, open: Files) -> Result<Document, InputError> {
+        if toml::is_toml(text) {
+            return toml::read(text);
+        }
         // The module of the stages may be in the same text as the command line.
         let parts = text.lines().find_map(|line| line.trim().strip_prefix("PARTS = "));
         let flags: String = text.lines().filter(|line| !line.trim().starts_with("PARTS = ")).fold(
@@ -94,8 +105,8 @@ impl Exporter for Torchtitan {
                 all
             },
         );
-        let said = Document::of_flags(&flags)?;
-        let mut document = Document::default();
+        let said = Document::of_script(&flags, open)?;
+        let mut document = toml::of_script(&said, text, open)?;
         for (key, value) in said.entries() {
             // Its parser takes both spellings.
             let spelled = match key.contains('.') {
@@ -186,12 +197,14 @@ static RULES: &[KeyRule] = &[
         "batch_invariant",
         "checkpoint.",
         "comm.",
+        "toml",
         "config",
         "dataloader.",
         "debug.",
         "experimental.",
         "fault_tolerance.",
         "hf_assets_path",
+        "inference.",
         "job.",
         "lr_scheduler.",
         "memory_estimation.",
@@ -499,9 +512,10 @@ static ROWS: &[FieldMapping] = &[
         read: |document, settings| {
             let older = document.text("activation_checkpoint.mode");
             let mode = match document.text(RECOMPUTE).or(older).as_deref() {
-                None => return Ok(false),
+                None if !document.has(toml::KEY) => return Ok(false),
                 Some("none") => Recompute::None,
-                Some("selective") => Recompute::Selective,
+                // The default of the TOML files.
+                None | Some("selective") => Recompute::Selective,
                 Some("full") => Recompute::Full,
                 Some(other) => {
                     return Err(InputError::new(RECOMPUTE, other, "is not a mode that plans support")
@@ -514,7 +528,7 @@ static ROWS: &[FieldMapping] = &[
     },
     FieldMapping {
         field: Field::Precision,
-        theirs: "training.mixed_precision_param",
+        theirs: "training.mixed_precision_param, float8",
         write: |settings, draft| {
             without_fp16(settings, draft);
             let bf16 = settings.precision == Precision::Bf16;
@@ -525,6 +539,7 @@ static ROWS: &[FieldMapping] = &[
             let wide = thirty_two_bits(document)?;
             settings.precision = match precision(document, "training.mixed_precision_param")? {
                 Precision::Fp32 => wide,
+                Precision::Bf16 if document.flag(FLOAT8)?.unwrap_or(false) => Precision::Fp8,
                 other => other,
             };
             Ok(true)
