@@ -2,6 +2,7 @@
 
 use crate::document::{Document, product, quotient};
 use crate::launch::Script;
+use crate::recompute;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, Draft, FieldMapping, NO_PIPELINE, PARAMETERS_AS_THEY_ARE, UnsupportedField,
     instead, note_tf32, refuse,
@@ -30,10 +31,17 @@ impl Exporter for Accelerate {
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
         let purpose = format!("Accelerate trains as planned: {}", job.plan.strategy.label());
-        let setup = [": \"${TRAIN_SCRIPT:?script that creates an Accelerator}\""];
-        let script =
-            Script::new(&purpose, job.machines, &setup).run(&launch(job), &["\"$TRAIN_SCRIPT\"".to_owned()]);
-        vec![File::text("accelerate.yaml", document.yaml()), File::script("accelerate.sh", script)]
+        let mut setup = vec![": \"${TRAIN_SCRIPT:?script that creates an Accelerator}\""];
+        setup.extend(on_cpus(job));
+        let mut files = vec![File::text("accelerate.yaml", document.yaml())];
+        let mut program = "\"$TRAIN_SCRIPT\"".to_owned();
+        if recomputes(job.settings) && !document.has(FSDP_RECOMPUTE) {
+            files.push(recompute::file("accelerate.Accelerator.prepare", job.settings.blocks()));
+            program = recompute::program(&program);
+        }
+        let script = Script::new(&purpose, job.machines, &setup).run(&launch(job), &[program]);
+        files.push(File::script("accelerate.sh", script));
+        files
     }
 
     fn rules(&self) -> Vec<&'static [KeyRule]> {
@@ -161,8 +169,26 @@ fn fsdp_stage(document: &Document) -> Result<(u8, bool), InputError> {
 const STRATEGY: &str = "fsdp_config.fsdp_sharding_strategy";
 const RESHARD: &str = "fsdp_config.fsdp_reshard_after_forward";
 
+const FSDP_RECOMPUTE: &str = "fsdp_config.fsdp_activation_checkpointing";
+
+fn recomputes(settings: &Settings) -> bool {
+    settings.recompute.iter().any(|mode| *mode != Recompute::None)
+}
+
+/// The environment of ranks on CPUs: `accelerate launch` would start a single process for all of them.
+pub(crate) fn on_cpus(job: &Export<'_>) -> Vec<&'static str> {
+    match (job.machines.gpus, job.settings.precision) {
+        (true, _) => Vec::new(),
+        (false, Precision::Bf16) => vec!["export ACCELERATE_USE_CPU=true ACCELERATE_MIXED_PRECISION=bf16"],
+        (false, _) => vec!["export ACCELERATE_USE_CPU=true ACCELERATE_MIXED_PRECISION=no"],
+    }
+}
+
 /// The command that starts the processes with the file in the script's folder.
 pub(crate) fn launch(job: &Export<'_>) -> String {
+    if !job.machines.gpus {
+        return job.machines.torchrun();
+    }
     let mut command = "accelerate launch --config_file \"$(dirname \"$0\")/accelerate.yaml\"".to_owned();
     if job.machines.nodes > 1 {
         command += " --machine_rank \"$NODE_RANK\" --main_process_ip \"$MASTER_ADDR\"";
@@ -173,6 +199,13 @@ pub(crate) fn launch(job: &Export<'_>) -> String {
 
 /// Refuses options that FSDP2 and its device mesh do not support.
 pub(crate) fn refuse_zero(settings: &Settings, draft: &mut Draft) {
+    if !draft.machines.gpus && settings.zero_stage > 1 {
+        draft.refuse(
+            Field::ZeroStage,
+            "it has FSDP for GPUs alone, and the plan is for CPUs",
+            "plan with --zero 0, or train with autodist",
+        );
+    }
     if settings.zero_stage == 1 {
         draft.refuse(
             Field::ZeroStage,
@@ -180,11 +213,11 @@ pub(crate) fn refuse_zero(settings: &Settings, draft: &mut Draft) {
             "plan with --zero 2 or 3, or export to deepspeed",
         );
     }
-    if settings.zero_stage == 0 && settings.data > 1 && settings.tensor.saturating_mul(settings.context) > 1 {
+    if settings.zero_stage == 0 && settings.context > 1 {
         draft.refuse(
             Field::ZeroStage,
-            "data parallelism combined with tensor or context parallelism needs FSDP",
-            "plan with --zero 2 or 3, or with data, tensor or context parallelism alone",
+            "its context parallelism needs FSDP, which shards over the ranks of a sequence too",
+            "plan with --zero 2 or 3, or with --cp 1",
         );
     }
 }
@@ -233,10 +266,7 @@ static ROWS: &[FieldMapping] = &[
                  deepspeed_config.zero_optimization.stage",
         write: |settings, draft| {
             refuse_zero(settings, draft);
-            let (machines, mesh) = (
-                draft.machines,
-                settings.zero_stage > 0 || settings.tensor.saturating_mul(settings.context) > 1,
-            );
+            let (machines, mesh) = (draft.machines, settings.zero_stage > 0);
             draft.set("compute_environment", "LOCAL_MACHINE");
             let plain = if machines.gpus { "MULTI_GPU" } else { "MULTI_CPU" };
             draft.set("distributed_type", if mesh { "FSDP" } else { plain });
@@ -306,8 +336,15 @@ static ROWS: &[FieldMapping] = &[
         field: Field::Tensor,
         theirs: "parallelism_config.parallelism_config_tp_size",
         write: |settings, draft| {
+            if settings.tensor > 1 {
+                draft.refuse(
+                    Field::Tensor,
+                    "its setting only makes a mesh: a model is split where the training script loads it, or not at all",
+                    "plan with --tp 1, or export to torchtitan or megatron",
+                );
+            }
             if draft.document.get("fsdp_config.fsdp_version").is_some() {
-                draft.set(TENSOR, settings.tensor);
+                draft.set(TENSOR, 1);
             }
         },
         read: |document, settings| {
@@ -321,6 +358,12 @@ static ROWS: &[FieldMapping] = &[
         write: |settings, draft| {
             if draft.document.get("fsdp_config.fsdp_version").is_some() {
                 draft.set(CONTEXT, settings.context);
+                if settings.context > 1 {
+                    draft.instead(
+                        Field::Context,
+                        "the training script splits each batch by accelerator.maybe_context_parallel",
+                    );
+                }
             }
         },
         read: |document, settings| {
@@ -414,19 +457,13 @@ static ROWS: &[FieldMapping] = &[
         theirs: "fsdp_config.fsdp_activation_checkpointing",
         write: |settings, draft| {
             let full = uniform_recompute(settings, draft, false) == Recompute::Full;
+            // Without FSDP it is the module that `files` adds.
             if draft.document.get("fsdp_config.fsdp_version").is_some() {
-                draft.set("fsdp_config.fsdp_activation_checkpointing", full);
-            } else if full {
-                draft.instead(
-                    Field::Recompute,
-                    "without FSDP the training script enables it: model.gradient_checkpointing_enable()",
-                );
+                draft.set(FSDP_RECOMPUTE, full);
             }
         },
         read: |document, settings| {
-            let Some(full) = document.flag("fsdp_config.fsdp_activation_checkpointing")? else {
-                return Ok(false);
-            };
+            let Some(full) = document.flag(FSDP_RECOMPUTE)? else { return Ok(false) };
             settings.recompute_all(if full { Recompute::Full } else { Recompute::None });
             Ok(true)
         },

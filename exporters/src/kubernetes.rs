@@ -63,7 +63,8 @@ fn config_map(job: &Export<'_>) -> String {
 /// The command of each node, with NODE_RANK and MASTER_ADDR set if there are several nodes.
 fn command(job: &Export<'_>) -> String {
     match &job.options.script {
-        Some(script) => format!("exec bash {}", quoted(script)),
+        // The container's `args` are the script's.
+        Some(script) => format!("exec bash {} \"$@\"", quoted(script)),
         None => {
             let asked: String = job.asked().map(|ask| format!("{}; ", ask.line())).collect();
             let (torchrun, steps) = (job.machines.torchrun(), steps(job));
@@ -83,6 +84,13 @@ fn resources(machines: Machines) -> Value {
 fn to_fill(job: &Export<'_>) -> Vec<Value> {
     let asked = job.asked().filter(|_| job.options.script.is_none());
     asked.map(|ask| json!({ "name": ask.variable, "value": "" })).collect()
+}
+
+/// A list of the script's arguments for the user to fill in.
+fn fill_in_arguments(container: &mut Value, job: &Export<'_>) {
+    if job.options.script.is_some() {
+        container["args"] = json!([]);
+    }
 }
 
 fn jobset(job: &Export<'_>) -> Value {
@@ -107,6 +115,15 @@ fn jobset(job: &Export<'_>) -> Value {
     } else {
         json!([])
     };
+    let mut container = json!({
+        "name": "trainer",
+        "image": job.options.image,
+        "command": ["bash", "-c", command(job), NAME],
+        "env": environment,
+        "resources": resources(machines),
+        "volumeMounts": mounts,
+    });
+    fill_in_arguments(&mut container, job);
     json!({
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -122,14 +139,7 @@ fn jobset(job: &Export<'_>) -> Value {
                     "backoffLimit": 0,
                     "template": { "spec": {
                         "restartPolicy": "Never",
-                        "containers": [{
-                            "name": "trainer",
-                            "image": job.options.image,
-                            "command": ["bash", "-c", command(job)],
-                            "env": environment,
-                            "resources": resources(machines),
-                            "volumeMounts": mounts,
-                        }],
+                        "containers": [container],
                         "volumes": volumes,
                     } },
                 } },
@@ -154,13 +164,14 @@ fn trainjob(job: &Export<'_>) -> Value {
             },
             "trainer": {
                 "image": job.options.image,
-                "command": ["bash", "-c", command],
+                "command": ["bash", "-c", command, NAME],
                 "numNodes": job.machines.nodes,
                 "numProcPerNode": job.machines.devices,
                 "resourcesPerNode": resources(job.machines),
             },
         },
     });
+    fill_in_arguments(&mut value["spec"]["trainer"], job);
     let to_fill = to_fill(job);
     if !to_fill.is_empty() {
         value["spec"]["trainer"]["env"] = to_fill.into();

@@ -106,12 +106,19 @@ impl Script {
 
     /// A command over several lines; the script's arguments are passed on to it.
     #[must_use]
-    pub fn run(mut self, command: &str, arguments: &[String]) -> String {
+    pub fn run(self, command: &str, arguments: &[String]) -> String {
+        self.run_before(command, arguments, &[])
+    }
+
+    /// The same with arguments that must follow those of the script.
+    #[must_use]
+    pub fn run_before(mut self, command: &str, arguments: &[String], last: &[String]) -> String {
         self.0 += &format!("exec {command}");
-        for argument in arguments {
+        let own = "\"$@\"".to_owned();
+        for argument in arguments.iter().chain([&own]).chain(last) {
             self.0 += &format!(" \\\n    {argument}");
         }
-        self.0 += " \\\n    \"$@\"\n";
+        self.0.push('\n');
         self.0
     }
 }

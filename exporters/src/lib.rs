@@ -21,6 +21,7 @@ mod megatron_bridge;
 mod nanotron;
 mod omegaconf;
 mod pattern;
+mod recompute;
 mod row;
 mod settings;
 mod shell;
@@ -269,7 +270,9 @@ impl File {
 }
 
 /// The parts of a plan for which the files of most trainers have no settings.
-fn beyond_files(plan: &Plan, target: Target) -> Vec<InputError> {
+///
+/// `writes_model`: whether the files describe the model; otherwise the training script builds it, whatever it is.
+fn beyond_files(plan: &Plan, target: Target, writes_model: bool) -> Vec<InputError> {
     let refuse = |field: &str, value: &str, what: &str| {
         let problem = format!("{what}, which files of {} do not describe", target.name());
         InputError::new(field, value, problem).hint("export to megatron or megatron-bridge")
@@ -287,7 +290,7 @@ fn beyond_files(plan: &Plan, target: Target) -> Vec<InputError> {
             .any(|one| *one != Addition::ScaledPositions)
             .then_some("has additions to its blocks"),
     ];
-    let of_model = of_model.into_iter().flatten().next();
+    let of_model = of_model.into_iter().flatten().next().filter(|_| writes_model);
     let of_model = of_model.map(|what| refuse("model.name", &model.name, what));
     let fp8 = plan.job.precision == Precision::Fp8;
     let fp8 = fp8.then(|| refuse("job.precision", "fp8", "is arithmetic in 8 bits"));
@@ -370,7 +373,7 @@ pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported
         draft.refusals.push(error.hint(hint));
     }
     if target.is_trainer() && !exporter.describes_all_blocks_and_fp8() {
-        draft.refusals.extend(beyond_files(plan, target));
+        draft.refusals.extend(beyond_files(plan, target, writes_model));
     }
     if let Some(framework) = target.framework() {
         for broken in framework::broken(framework, &plan.model, &plan.job, &plan.strategy) {

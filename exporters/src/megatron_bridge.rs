@@ -6,10 +6,11 @@ use crate::megatron::{ROUND, ROWS, RULES, TF32, connections};
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField, instead, refuse,
 };
-use crate::settings::Field;
+use crate::settings::{Field, Settings};
 use crate::unsupported::{KeyRule, approximated, ignored, refused, refused_unless};
 use crate::{Export, Exporter, File, Files};
 use autodist_spec::{Codec, InputError, Precision};
+use serde_json::json;
 
 pub struct MegatronBridge;
 
@@ -67,6 +68,62 @@ const PATHS: [(&str, &str); 47] = [
     ("seed", "rng.seed"),
 ];
 
+/// Settings that recipes have and the plan may not: virtual stages, layouts and recomputation. A recipe's
+/// `comm_overlap` would overwrite the buckets and the overlap of gradients.
+const WITHOUT: [&str; 10] = [
+    "model.virtual_pipeline_model_parallel_size",
+    "model.pipeline_model_parallel_layout",
+    "model.num_layers_in_first_pipeline_stage",
+    "model.num_layers_in_last_pipeline_stage",
+    "model.recompute_granularity",
+    "model.recompute_method",
+    "model.recompute_num_layers",
+    "model.recompute_modules",
+    "model.fp8",
+    "comm_overlap",
+];
+
+const OFF: [&str; 8] = [
+    "model.account_for_embedding_in_pipeline_split",
+    "model.account_for_loss_in_pipeline_split",
+    "model.bf16",
+    "model.fp16",
+    "model.tp_comm_overlap",
+    "ddp.use_megatron_fsdp",
+    "ddp.overlap_grad_reduce",
+    "ddp.overlap_param_gather",
+];
+
+/// Sets the whole recipe of mixed precision, which overwrites the precision of model, optimizer and gradients.
+fn mixed_precision(nested: &mut Document, settings: &Settings) {
+    let mut set = |key: &str, value: serde_json::Value| nested.set(&format!("mixed_precision.{key}"), value);
+    set("_target_", "megatron.bridge.training.mixed_precision.MixedPrecisionConfig".into());
+    let precision = settings.precision;
+    let kind = match precision {
+        Precision::Bf16 | Precision::Fp8 => "torch.bfloat16",
+        Precision::Fp16 => "torch.float16",
+        Precision::Fp32 | Precision::Tf32 => "torch.float32",
+    };
+    for key in ["params_dtype", "pipeline_dtype"] {
+        set(key, json!({ "_target_": kind, "_call_": false }));
+    }
+    set("fp32", (kind == "torch.float32").into());
+    set("bf16", (kind == "torch.bfloat16").into());
+    set("fp16", (kind == "torch.float16").into());
+    set("fp8", if precision == Precision::Fp8 { "hybrid".into() } else { serde_json::Value::Null });
+    if precision == Precision::Fp8 {
+        // Megatron-LM's default.
+        set("fp8_recipe", "delayed".into());
+    }
+    set("fp8_param", false.into());
+    set("fp8_param_gather", false.into());
+    set("fp4", serde_json::Value::Null);
+    set("autocast_enabled", false.into());
+    let in_fp32 = settings.gradients == Codec::None;
+    set("grad_reduce_in_fp32", in_fp32.into());
+    nested.set(IN_FP32, in_fp32);
+}
+
 impl Exporter for MegatronBridge {
     fn version(&self) -> &'static str {
         "Megatron-Bridge 0.6"
@@ -89,14 +146,35 @@ impl Exporter for MegatronBridge {
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
         let mut nested = Document::default();
+        // What is not written keeps the value of the recipe.
+        for key in WITHOUT {
+            nested.set(key, serde_json::Value::Null);
+        }
+        for key in OFF {
+            nested.set(key, false);
+        }
         for (flag, path) in PATHS {
             let entry = document.entries().iter().find(|(other, _)| other == flag);
             if let Some((_, value)) = entry {
                 nested.set(path, value.clone());
             }
         }
-        nested.set("dataset.seq_length", job.settings.seq_len);
-        nested.set(IN_FP32, job.settings.gradients == Codec::None);
+        let settings = job.settings;
+        // One that is on would switch on the other.
+        for key in ["use_distributed_optimizer", "overlap_param_gather"] {
+            let value = nested.get(&format!("ddp.{key}")).cloned().unwrap_or(false.into());
+            nested.set(&format!("optimizer.{key}"), value);
+        }
+        nested.set("ddp.num_distributed_optimizer_instances", settings.data / settings.shard.max(1));
+        if settings.zero_stage == 0 {
+            nested.set("ddp.num_distributed_optimizer_instances", 1);
+        }
+        nested.set("model.attention_dropout", 0.0);
+        nested.set("model.hidden_dropout", 0.0);
+        nested.set("model.overlap_p2p_comm", settings.pipeline > 1 && settings.virtual_stages > 1);
+        nested.set("model.batch_p2p_comm", settings.pipeline > 1 && settings.virtual_stages == 1);
+        nested.set("dataset.seq_length", settings.seq_len);
+        mixed_precision(&mut nested, settings);
         if job.settings.checkpoint_interval.is_some() {
             nested.set("checkpoint.save_interval", job.settings.checkpoint_interval);
         }
@@ -133,7 +211,17 @@ impl Exporter for MegatronBridge {
     fn parse(&self, text: &str, _open: Files) -> Result<Document, InputError> {
         let nested = Document::of_yaml(text)?;
         let mut flat = Document::default();
-        for (path, value) in nested.entries() {
+        // The recipe of mixed precision overwrites the settings of model and gradients.
+        let inside = |path: &str| path.starts_with(MIXED);
+        let (last, first): (Vec<_>, Vec<_>) = nested.entries().iter().partition(|(path, _)| inside(path));
+        for (path, value) in first.into_iter().chain(last) {
+            let path = match path.strip_prefix(MIXED) {
+                Some("grad_reduce_in_fp32") => IN_FP32,
+                Some("bf16") => "model.bf16",
+                Some("fp16") => "model.fp16",
+                Some("fp8") => "model.fp8",
+                _ => path,
+            };
             let named = value.as_str().filter(|_| path == "mixed_precision").and_then(recipe);
             if let Some((flag, fp8)) = named {
                 flat.set(flag, true);
@@ -152,7 +240,7 @@ impl Exporter for MegatronBridge {
                 );
                 continue;
             }
-            let flag = PATHS.iter().find(|(_, other)| other == path).map(|(flag, _)| *flag);
+            let flag = PATHS.iter().find(|(_, other)| *other == path).map(|(flag, _)| *flag);
             let flag = flag.or((path == "checkpoint.save_interval").then_some("save-interval"));
             flat.set(flag.unwrap_or(path), value.clone());
         }
@@ -193,7 +281,21 @@ fn recipe(name: &str) -> Option<(&'static str, bool)> {
     }
 }
 
+const MIXED: &str = "mixed_precision.";
+
 static BRIDGE: &[KeyRule] = &[
+    ignored(&[
+        "mixed_precision._target_",
+        "mixed_precision.params_dtype.",
+        "mixed_precision.pipeline_dtype.",
+        "mixed_precision.fp32",
+        "mixed_precision.fp8_recipe",
+        "mixed_precision.fp8_param",
+        "mixed_precision.fp8_param_gather",
+        "mixed_precision.fp4",
+        "mixed_precision.autocast_enabled",
+        "model.fp8_recipe",
+    ]),
     refused_unless(
         Field::Precision,
         &["mixed_precision", "mixed_precision."],

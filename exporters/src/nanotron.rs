@@ -14,6 +14,7 @@ use autodist_spec::{
     Activation, BlockSpec, Experts, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer,
     Positions, Precision, Recompute, ScheduleKind,
 };
+use serde_json::json;
 
 pub struct Nanotron;
 
@@ -38,29 +39,45 @@ impl Exporter for Nanotron {
         for (key, value) in document.entries() {
             whole.set(key, value.clone());
         }
+        if !document.has("checkpoints.checkpoint_interval") {
+            whole.set("checkpoints.checkpoint_interval", NEVER);
+            whole.set("checkpoints.checkpoints_path", "checkpoints");
+        }
+        let mut data = json!({
+            "dataset": { "hf_dataset_or_datasets": "${DATASET}", "text_column_name": "text" },
+            "num_loading_workers": 1,
+        });
+        if job.settings.gives(Hyperparameter::Seed) {
+            data["seed"] = job.settings.seed.into();
+        }
+        whole.set("data_stages", json!([{ "name": "training", "start_training_step": 1, "data": data }]));
+        whole.set("tokenizer.tokenizer_name_or_path", "${TOKENIZER}");
+        whole.set("logging.log_level", "info");
+        whole.set("logging.iteration_step_info_interval", 1);
         let purpose =
             format!("nanotron trains {} as planned: {}", job.plan.model.name, job.plan.strategy.label());
-        let setup = ["export CUDA_DEVICE_MAX_CONNECTIONS=1"];
+        let setup = [
+            "export CUDA_DEVICE_MAX_CONNECTIONS=1",
+            ": \"${DATASET:?text to train on: a folder, or a name on the hub, which datasets.load_dataset takes}\"",
+            ": \"${TOKENIZER:?its tokenizer: a folder, or a name on the hub}\"",
+        ];
         let command = format!("{} run_train.py", job.machines.torchrun());
         let mut script = Script::new(&purpose, job.machines, &setup).asking(job);
-        let mut config = "\"$(dirname \"$0\")/nanotron.yaml\"";
-        let mut fill = String::new();
+        let mut variables = vec!["DATASET", "TOKENIZER"];
         for ask in job.asked() {
             whole.set(ask.key, format!("${{{}}}", ask.variable));
-            fill += &format!(" -e \"s|\\${{{0}}}|${0}|\"", ask.variable);
+            variables.push(ask.variable);
         }
-        if !fill.is_empty() {
-            // Its file cannot read the environment. Each node fills in its own copy, because the folder may
-            // be shared.
-            config = "\"$filled\"";
-            script = script.line("filled=$(mktemp --suffix=.yaml)");
-            script = script.line(&format!("sed{fill} \"$(dirname \"$0\")/nanotron.yaml\" > \"$filled\""));
-        }
+        // Its file cannot read the environment. Each node fills in its own copy, because the folder may be
+        // shared.
+        let fill: String = variables.iter().map(|name| format!(" -e \"s|\\${{{name}}}|${name}|\"")).collect();
+        script = script.line("filled=$(mktemp --suffix=.yaml)");
+        script = script.line(&format!("sed{fill} \"$(dirname \"$0\")/nanotron.yaml\" > \"$filled\""));
         // In quotes, a number would be a string.
         let yaml = job.asked().fold(whole.yaml(), |yaml, ask| {
             yaml.replace(&format!("\"${{{}}}\"", ask.variable), &format!("${{{}}}", ask.variable))
         });
-        let arguments = [format!("--config-file {config}")];
+        let arguments = ["--config-file \"$filled\"".to_owned()];
         vec![File::text("nanotron.yaml", yaml), File::script("nanotron.sh", script.run(&command, &arguments))]
     }
 
@@ -459,7 +476,7 @@ static ROWS: &[FieldMapping] = &[
         },
     },
     states::NANOTRON,
-    clip!("optimizer.clip_grad"),
+    clip!("optimizer.clip_grad", Null),
     seed!("general.seed"),
     FieldMapping {
         field: Field::CheckpointInterval,
@@ -472,7 +489,8 @@ static ROWS: &[FieldMapping] = &[
         },
         read: |document, settings| {
             document.get("checkpoints.checkpoints_path");
-            settings.checkpoint_interval = document.count("checkpoints.checkpoint_interval")?;
+            let steps = document.count("checkpoints.checkpoint_interval")?;
+            settings.checkpoint_interval = steps.filter(|steps| *steps < NEVER);
             Ok(true)
         },
     },
@@ -488,6 +506,9 @@ fn experts(document: &Document) -> Result<Option<(Option<u32>, Experts)>, InputE
     let shared_ffn = document.size(&moe("shared_expert_intermediate_size"))?.filter(|_| shared).unwrap_or(0);
     Ok(Some((width, Experts { count, active, shared_ffn })))
 }
+
+/// Steps between checkpoints of a job without them: it requires a number.
+const NEVER: u32 = 1_000_000_000;
 
 const LLAMA: &str = "it supports only Llama-type models: RMSNorm, SwiGLU, rotary positions, no biases";
 

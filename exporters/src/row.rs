@@ -178,20 +178,65 @@ macro_rules! seed {
     };
 }
 
+/// How a trainer's file switches clipping off; a plan's limit is then 0.
+#[derive(Clone, Copy)]
+pub enum ClipOff {
+    /// 0, as in plans.
+    Zero,
+    /// A word in the place of the limit.
+    Word(&'static str),
+    /// The key without a value.
+    Null,
+}
+
+impl ClipOff {
+    pub fn write(self, settings: &Settings, draft: &mut Draft, key: &str) {
+        let value = match (self, settings.gradient_clip) {
+            (Self::Word(word), 0.0) => word.into(),
+            (Self::Null, 0.0) => serde_json::Value::Null,
+            (_, limit) => limit.into(),
+        };
+        draft.set_given(Hyperparameter::GradientClip, key, value);
+    }
+
+    /// Reads the limit; returns whether the document contains it.
+    ///
+    /// # Errors
+    /// If it is no number, or 0 where that would set all gradients to zero.
+    pub fn read(self, document: &Document, settings: &mut Settings, key: &str) -> Result<bool, InputError> {
+        let off = match self {
+            Self::Zero => false,
+            Self::Word(word) => document.text(key).as_deref() == Some(word),
+            Self::Null => document.has(key) && document.get(key).is_none(),
+        };
+        let found = if off { Some(0.0) } else { document.known_real(key)? };
+        if found == Some(0.0) && !off && !matches!(self, Self::Zero) {
+            let word = if let Self::Word(word) = self { word } else { "null" };
+            let problem = "sets every gradient to zero, so that nothing is learned";
+            let hint = format!("write {word}, which switches clipping off");
+            return Err(InputError::new(key, 0, problem).hint(hint));
+        }
+        settings.gradient_clip = found.unwrap_or(settings.gradient_clip);
+        Ok(settings.give(Hyperparameter::GradientClip, found.is_some()))
+    }
+}
+
 /// A row for the gradient norm limit under one key, written if it was given.
 macro_rules! clip {
     ($key:literal) => {
+        crate::row::clip!($key, Zero)
+    };
+    ($key:literal, $off:expr) => {
         crate::row::FieldMapping {
             field: crate::settings::Field::GradientClip,
             theirs: $key,
             write: |settings, draft| {
-                let clip = settings.gradient_clip;
-                draft.set_given(autodist_spec::Hyperparameter::GradientClip, $key, clip);
+                use crate::row::ClipOff::*;
+                $off.write(settings, draft, $key);
             },
             read: |document, settings| {
-                let found = document.known_real($key)?;
-                settings.gradient_clip = found.unwrap_or(settings.gradient_clip);
-                Ok(settings.give(autodist_spec::Hyperparameter::GradientClip, found.is_some()))
+                use crate::row::ClipOff::*;
+                $off.read(document, settings, $key)
             },
         }
     };

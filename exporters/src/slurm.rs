@@ -54,7 +54,8 @@ impl Exporter for Slurm {
             Some(script) => {
                 let _ = writeln!(
                     text,
-                    "export SCRIPT={}\nsrun bash -c 'NODE_RANK=$SLURM_NODEID exec bash \"$SCRIPT\"'",
+                    "export SCRIPT={}\n# Arguments behind the name of this job go on to the script.\n\
+                     srun bash -c 'NODE_RANK=$SLURM_NODEID exec bash \"$SCRIPT\" \"$@\"' bash \"$@\"",
                     quoted(script)
                 );
             }

@@ -36,7 +36,8 @@ impl Exporter for Transformers {
             (row.write)(job.settings, &mut draft);
         }
         let purpose = format!("Transformers trains as planned: {}", job.plan.strategy.label());
-        let setup = [": \"${TRAIN_SCRIPT:?script that reads TrainingArguments from a JSON file}\""];
+        let mut setup = vec![": \"${TRAIN_SCRIPT:?script that reads TrainingArguments from a JSON file}\""];
+        setup.extend(accelerate::on_cpus(job));
         let arguments =
             ["\"$TRAIN_SCRIPT\"".to_owned(), "\"$(dirname \"$0\")/training_args.json\"".to_owned()];
         let script = Script::new(&purpose, job.machines, &setup).run(&accelerate::launch(job), &arguments);
@@ -205,7 +206,6 @@ static RULES: &[KeyRule] = &[
         "use_cache",
         "use_mps_device",
         "warmup_ratio",
-        "activation_checkpointing",
         "cpu_ram_efficient_loading",
         "fsdp_cpu_ram_efficient_loading",
         "state_dict_type",
@@ -291,7 +291,11 @@ static UNSUPPORTED: &[UnsupportedField] = &[
     ),
     instead(Field::Model, "the training script builds the model"),
     instead(Field::Data, "set in accelerate.yaml, which is written to the same folder"),
-    instead(Field::Tensor, "set in accelerate.yaml, which is written to the same folder"),
+    refuse(
+        Field::Tensor,
+        "a model is split where the training script loads it, or not at all",
+        "plan with --tp 1, or export to torchtitan or megatron",
+    ),
     instead(Field::Context, "set in accelerate.yaml, which is written to the same folder"),
     instead(Field::Shard, "set in accelerate.yaml, which is written to the same folder"),
     instead(Field::SeqLen, "the training script sets the sequence length"),
@@ -356,6 +360,9 @@ static ROWS: &[FieldMapping] = &[
         field: Field::Precision,
         theirs: "bf16, fp16, tf32",
         write: |settings, draft| {
+            if !draft.machines.gpus {
+                draft.set("use_cpu", true);
+            }
             draft.set("bf16", settings.precision == Precision::Bf16);
             if settings.precision == Precision::Fp16 {
                 draft.set("fp16", true);
@@ -373,13 +380,19 @@ static ROWS: &[FieldMapping] = &[
     },
     FieldMapping {
         field: Field::Recompute,
-        theirs: "gradient_checkpointing, fsdp_config.activation_checkpointing",
+        theirs: "gradient_checkpointing, activation_checkpointing, fsdp_config.activation_checkpointing",
         write: |settings, draft| {
             let full = uniform_recompute(settings, draft, false) == Recompute::Full;
-            draft.set("gradient_checkpointing", full);
+            // It stops if both are on.
+            let fsdp = settings.zero_stage > 0;
+            draft.set("gradient_checkpointing", full && !fsdp);
+            if fsdp {
+                draft.set("fsdp_config.activation_checkpointing", full);
+            }
         },
         read: |document, settings| {
-            let own = document.flag("gradient_checkpointing")?.unwrap_or(false);
+            let older = document.flag("gradient_checkpointing")?.unwrap_or(false);
+            let own = document.flag("activation_checkpointing")?.unwrap_or(older);
             let full = document.flag("fsdp_config.activation_checkpointing")?.unwrap_or(false) || own;
             let mode = if full { Recompute::Full } else { Recompute::None };
             settings.recompute_all(mode);
@@ -437,6 +450,12 @@ static ROWS: &[FieldMapping] = &[
             draft.set_given(FinalFraction, "lr_scheduler_type", "cosine_with_min_lr");
             draft.set_given(FinalFraction, "lr_scheduler_kwargs.min_lr_rate", final_fraction);
             draft.set_given(WarmupSteps, "warmup_steps", warmup_steps);
+            if settings.gives(WarmupSteps) && warmup_steps > 0 {
+                draft.instead(
+                    Field::LearningRate,
+                    "its warm-up starts at 0, and is one step behind the plan's",
+                );
+            }
             draft.set_given(TotalSteps, "max_steps", total_steps);
         },
         read: |document, settings| {

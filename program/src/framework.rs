@@ -240,6 +240,22 @@ static RULES: &[FrameworkRule] = &[
         },
         way_out: BATCHES,
     },
+    // `ScheduleInterleaved1F1B` of torch.distributed.pipelining.
+    FrameworkRule {
+        name: "rounds of PyTorch's interleaving",
+        of: &[Framework::Fsdp2],
+        field: "pp",
+        value: |asked| asked.strategy.pipeline.to_string(),
+        broken: |asked| {
+            let (count, stages) = (asked.micro_batches(), asked.strategy.pipeline);
+            let rounds = (count / stages).max(1);
+            let broken = asked.follows(ScheduleKind::Interleaved) && !count.is_multiple_of(rounds);
+            broken.then(|| {
+                format!("runs the {count} micro-batches of a step in {rounds} rounds, which PyTorch's interleaved schedule wants equal")
+            })
+        },
+        way_out: BATCHES,
+    },
     FrameworkRule {
         name: "tied embeddings in a pipeline",
         of: &[Framework::Fsdp2],

@@ -7,6 +7,7 @@ use autodist_exporters::{Exported, File, NotGiven, Options, Target, export};
 use autodist_spec::strategy::label;
 use autodist_spec::{Engine, InputError, to_json};
 use std::fmt::Write;
+use std::path::Path;
 
 pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     let plan = input::nth_plan(&args.plan, args.number)?;
@@ -26,7 +27,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     }
     let options = Options {
         checkpoint_interval: args.checkpoint_interval,
-        script: args.script.clone(),
+        script: script(args)?,
         image: args.image.clone(),
     };
     let Exported { files, notes, not_given } = export(&plan, args.to, &options)
@@ -75,6 +76,27 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     }
     text += &of_nobody(&not_given);
     output::print(&text)
+}
+
+/// The script to start, as the job in the output folder finds it. For Kubernetes it is a path in the image.
+fn script(args: &ExportArgs) -> Result<Option<String>, Failure> {
+    let Some(given) = args.script.as_deref() else { return Ok(None) };
+    if args.to != Target::Slurm || Path::new(given).is_absolute() {
+        return Ok(Some(given.to_owned()));
+    }
+    let wrong = |problem: String| {
+        InputError::new("--script", given, problem).hint(
+            "give a script that is in this folder or below it, or the absolute path that it has on the nodes",
+        )
+    };
+    let absolute = |path: &Path| std::path::absolute(path).map_err(|error| wrong(error.to_string()));
+    let (path, folder) = (absolute(Path::new(given))?, absolute(&args.output)?);
+    if !path.is_file() {
+        return Err(wrong("is not a file".to_owned()).into());
+    }
+    // The job is submitted in its folder.
+    let path = path.strip_prefix(&folder).unwrap_or(&path);
+    Ok(Some(path.display().to_string()))
 }
 
 /// A note on hyperparameters that are in no file, because they were not given.

@@ -58,7 +58,7 @@ fn they_are_planned_explained_reported_and_exported() {
         line(folder, "estimate --from megatron out/megatron.sh --cluster 1x8xh100-80gb-sxm --json").json();
     let step = |plan: &Value| plan["estimate"]["step_time_s"].as_f64().unwrap();
     assert!((step(&read) / step(&plan) - 1.0).abs() < 1e-9, "{} {}", step(&read), step(&plan));
-    refused(&line(folder, "export plan.json --to torchtitan -o titan"), &["model.name", "megatron"]);
+    refused(&line(folder, "export plan.json --to maxtext -o jax"), &["model.name", "megatron"]);
 }
 
 #[test]

@@ -99,13 +99,15 @@ fn what_nanotron_has_no_default_for_is_filled_in_by_its_script() {
         "{out}"
     );
     let given = [
+        ("DATASET", "wikitext"),
+        ("TOKENIZER", "gpt2"),
         ("TRAIN_STEPS", "500"),
         ("WEIGHT_DECAY", "0.05"),
         ("ADAM_BETA1", "0.9"),
         ("ADAM_BETA2", "0.98"),
         ("ADAM_EPS", "0.000001"),
     ];
-    let output = start(folder.path(), "out/nanotron.sh", "torchrun", &given[..4]);
+    let output = start(folder.path(), "out/nanotron.sh", "torchrun", &given[..6]);
     assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("ADAM_EPS"));
     let output = start(folder.path(), "out/nanotron.sh", "torchrun", &given);
     let words = String::from_utf8_lossy(&output.stdout);
@@ -507,9 +509,13 @@ fn launchers_get_the_plan_or_a_script() {
         serde_json::from_str(&std::fs::read_to_string(folder.path().join(path)).unwrap()).unwrap()
     };
     assert_eq!(plan("own/plan.json"), plan("plan.json"));
-    line(folder.path(), "export plan.json --to slurm -o other --script megatron.sh").ok();
+    line(folder.path(), "export plan.json --to megatron -o other").ok();
+    // A relative path is one in this folder, and the job runs in its own.
+    line(folder.path(), "export plan.json --to slurm -o other --script other/megatron.sh").ok();
     let other = std::fs::read_to_string(folder.path().join("other/job.sbatch")).unwrap();
-    assert!(other.contains("--ntasks-per-node=1") && other.contains("SCRIPT=megatron.sh"), "{other}");
+    assert!(other.contains("--ntasks-per-node=1") && other.contains("SCRIPT=megatron.sh\n"), "{other}");
+    let missing = line(folder.path(), "export plan.json --to slurm -o other --script x.sh");
+    assert!(missing.code == Some(2) && missing.err.contains("is not a file"), "{}", missing.err);
     for script in ["own/job.sbatch", "other/job.sbatch"] {
         let checked = Command::new("bash").arg("-n").arg(folder.path().join(script)).status().unwrap();
         assert!(checked.success());

@@ -210,14 +210,16 @@ const TRAINERS: [(&str, &str); 9] = [
     ("megatron-bridge", HYBRID),
     ("torchtitan", HYBRID),
     ("deepspeed", SHARDED),
-    ("accelerate", SHARDED),
-    ("transformers", SHARDED),
+    ("accelerate", WHOLE),
+    ("transformers", WHOLE),
     ("nanotron", HYBRID),
     ("galvatron", HYBRID),
     ("maxtext", HYBRID),
 ];
 const HYBRID: &str = "--tp 2 --pp 2 --sp --micro-batch 2 --recompute full";
 const SHARDED: &str = "--zero 3 --micro-batch 2 --learning-rate 0.0002 --seed 1";
+/// FSDP of these trainers needs GPUs.
+const WHOLE: &str = "--zero 0 --micro-batch 2 --learning-rate 0.0002 --seed 1";
 
 /// Files of an export. A plan document is compared with the exported one instead of shown.
 fn exported(folder: &Path, file: &str, content: &[u8]) -> String {
@@ -246,7 +248,9 @@ fn export_and_estimate_from_each_trainer() {
             std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         let names: Vec<_> = names.iter().map(|name| name.to_str().unwrap()).collect();
         let own = ["training_args.json"].into_iter().find(|name| names.contains(name));
-        let config = own.or(names.iter().copied().find(|name| !name.ends_with(".sh"))).unwrap_or(names[0]);
+        let config = own
+            .or(names.iter().copied().find(|name| ![".sh", ".py"].iter().any(|end| name.ends_with(end))))
+            .unwrap_or(names[0]);
         let back = format!(
             "estimate --from {trainer} out/{config} --profile profile.json --model model.json --global-batch 8 --seq-len 16"
         );
@@ -259,9 +263,10 @@ fn export_to_launchers() {
     let folder = folder(4);
     let folder = folder.path();
     line(folder, &format!("{GIVEN} {HYBRID} -o plan.json")).ok();
+    line(folder, "export plan.json --to megatron -o slurm_script").ok();
     for (name, flags) in [
         ("slurm", "--to slurm"),
-        ("slurm_script", "--to slurm --script megatron.sh"),
+        ("slurm_script", "--to slurm --script slurm_script/megatron.sh"),
         ("kubernetes", "--to kubernetes --image registry/image:1"),
         ("json", "--to maxtext --json"),
     ] {

@@ -46,8 +46,10 @@ class Updates:
                 parameters, betas=betas, eps=chosen.epsilon, weight_decay=decay, fused=True
             )
         else:
+            # The fused kernel has no rule for DTensors, which parameters of FSDP2 are.
+            how = {"foreach": True} if self._sharded else {"fused": True}
             self.optimizer = torch.optim.SGD(
-                parameters, lr=0.0, momentum=chosen.momentum, weight_decay=chosen.weight_decay, fused=True
+                parameters, lr=0.0, momentum=chosen.momentum, weight_decay=chosen.weight_decay, **how
             )
 
     @torch.no_grad()

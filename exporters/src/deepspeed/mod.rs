@@ -4,6 +4,7 @@ mod rules;
 
 use crate::document::{Document, product, quotient};
 use crate::launch::Script;
+use crate::recompute;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, NO_PIPELINE, ReadRate, UnsupportedField, clip, instead, note_tf32,
     refuse, sixteen_bits,
@@ -34,15 +35,17 @@ impl Exporter for DeepSpeed {
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
         let purpose = format!("DeepSpeed trains as planned: {}", job.plan.strategy.label());
         let setup = [": \"${TRAIN_SCRIPT:?script that passes --deepspeed_config to deepspeed.initialize}\""];
-        let command = format!("{} \"$TRAIN_SCRIPT\"", job.machines.torchrun());
+        let mut files = vec![File::text("ds_config.json", document.json())];
+        let mut program = "\"$TRAIN_SCRIPT\"".to_owned();
+        if document.has(CHECKPOINTS) {
+            files.push(recompute::file("deepspeed.initialize", job.settings.blocks()));
+            program = recompute::program(&program);
+        }
+        let command = format!("{} {program}", job.machines.torchrun());
         let arguments = ["--deepspeed_config \"$(dirname \"$0\")/ds_config.json\"".to_owned()];
-        vec![
-            File::text("ds_config.json", document.json()),
-            File::script(
-                "deepspeed.sh",
-                Script::new(&purpose, job.machines, &setup).run(&command, &arguments),
-            ),
-        ]
+        let script = Script::new(&purpose, job.machines, &setup).run(&command, &arguments);
+        files.push(File::script("deepspeed.sh", script));
+        files
     }
 
     fn uses_deepspeed(&self, _document: &Document) -> bool {
@@ -62,6 +65,8 @@ impl Exporter for DeepSpeed {
 const MICRO: &str = "train_micro_batch_size_per_gpu";
 const TOTAL: &str = "train_batch_size";
 const STEPS: &str = "gradient_accumulation_steps";
+const CHECKPOINTS: &str = "activation_checkpointing.number_checkpoints";
+const UNTESTED: &str = "zero_allow_untested_optimizer";
 const DECAY: Hyperparameter = Hyperparameter::WeightDecay;
 
 static UNSUPPORTED: &[UnsupportedField] = &[
@@ -108,7 +113,13 @@ static ROWS: &[FieldMapping] = &[
     FieldMapping {
         field: Field::GlobalBatch,
         theirs: TOTAL,
-        write: |settings, draft| draft.set(TOTAL, settings.global_batch),
+        write: |settings, draft| {
+            // Where the file asks for tensor parallelism, it counts all ranks as data-parallel ones when it checks
+            // the total, which then follows from the other two numbers.
+            if settings.tensor == 1 {
+                draft.set(TOTAL, settings.global_batch);
+            }
+        },
         read: |document, settings| {
             if let Some(total) = document.size(TOTAL)? {
                 settings.global_batch = total;
@@ -288,14 +299,16 @@ static ROWS: &[FieldMapping] = &[
     },
     FieldMapping {
         field: Field::Recompute,
-        theirs: "activation_checkpointing.number_checkpoints",
+        theirs: CHECKPOINTS,
+        // The key only sizes buffers of DeepSpeed's own function; blocks are recomputed by the module that
+        // `files` adds.
         write: |settings, draft| {
             if uniform_recompute(settings, draft, false) == Recompute::Full {
-                draft.set("activation_checkpointing.number_checkpoints", settings.blocks());
+                draft.set(CHECKPOINTS, settings.blocks());
             }
         },
         read: |document, settings| {
-            let Some(blocks) = document.blocks("activation_checkpointing.number_checkpoints")? else {
+            let Some(blocks) = document.blocks(CHECKPOINTS)? else {
                 return Ok(false);
             };
             settings.recompute = vec![Recompute::Full; blocks as usize];
@@ -324,6 +337,10 @@ static ROWS: &[FieldMapping] = &[
                 }
                 Optimizer::Sgd { momentum, weight_decay } => {
                     draft.set("optimizer.type", "SGD");
+                    if settings.zero_stage > 0 {
+                        // Otherwise it stops: it tests ZeRO with Adam alone.
+                        draft.set(UNTESTED, true);
+                    }
                     draft.set_given(Hyperparameter::Momentum, "optimizer.params.momentum", momentum);
                     draft.set_given(DECAY, "optimizer.params.weight_decay", weight_decay);
                 }
@@ -336,6 +353,7 @@ static ROWS: &[FieldMapping] = &[
             let weight_decay = weight_decay.unwrap_or(0.0);
             settings.optimizer = match kind.as_str() {
                 "SGD" => {
+                    document.flag(UNTESTED)?;
                     let momentum = document.real("optimizer.params.momentum")?;
                     settings.give(Hyperparameter::Momentum, momentum.is_some());
                     Optimizer::Sgd { momentum: momentum.unwrap_or(0.0), weight_decay }
@@ -380,6 +398,12 @@ static ROWS: &[FieldMapping] = &[
                 draft.set("scheduler.params.warmup_type", "linear");
                 draft.set("scheduler.params.total_num_steps", total_steps);
                 draft.set("scheduler.params.cos_min_ratio", final_fraction);
+                if warmup_steps > 0 {
+                    draft.instead(
+                        Field::LearningRate,
+                        "its warm-up starts at 0, and is two steps behind the plan's",
+                    );
+                }
             } else if parts.iter().any(|part| settings.gives(*part)) {
                 // DeepSpeed's scheduler has its own defaults for missing values.
                 draft.instead(

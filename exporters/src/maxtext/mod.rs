@@ -39,7 +39,7 @@ impl Exporter for MaxText {
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
         let purpose =
             format!("MaxText trains {} as planned: {}", job.plan.model.name, job.plan.strategy.label());
-        let setup = [
+        let mut setup = vec![
             ": \"${OUTPUT_DIRECTORY:?where checkpoints and logs go}\"",
             "BASE=$(python3 -c 'import maxtext, os; print(os.path.join(list(maxtext.__path__)[0], \"configs/base.yml\"))')",
             "cp \"$BASE\" \"$(dirname \"$0\")/base.yml\"",
@@ -49,8 +49,30 @@ impl Exporter for MaxText {
             "base_output_directory=\"$OUTPUT_DIRECTORY\"".to_owned(),
             format!("hardware={}", if job.machines.gpus { "gpu" } else { "cpu" }),
         ];
-        if job.machines.nodes > 1 {
+        let (nodes, devices) = (job.machines.nodes, job.machines.devices);
+        let (joining, cores);
+        if nodes > 1 {
             arguments.push("jax_distributed_initialization_timeout=300".to_owned());
+            // Without them each node trains alone.
+            joining = if job.machines.gpus {
+                format!(
+                    "export JAX_COORDINATOR_IP=\"$MASTER_ADDR\" JAX_COORDINATOR_PORT=\"${{MASTER_PORT:-29500}}\" NNODES={nodes} NODE_RANK"
+                )
+            } else {
+                format!(
+                    "export JAX_COORDINATOR_ADDRESS=\"$MASTER_ADDR\" JOB_INDEX=0 JOB_COMPLETION_INDEX=\"$NODE_RANK\" PROCESSES_IN_JOB={nodes}"
+                )
+            };
+            setup.push(&joining);
+        } else if !job.machines.gpus {
+            arguments.push("skip_jax_distributed_system=true".to_owned());
+        }
+        if !job.machines.gpus {
+            // The devices of its one process.
+            cores = format!(
+                "export XLA_FLAGS=\"--xla_force_host_platform_device_count={devices}${{XLA_FLAGS:+ $XLA_FLAGS}}\""
+            );
+            setup.push(&cores);
         }
         let mut whole = Document::default();
         whole.set("base_config", "base.yml");
@@ -337,9 +359,11 @@ static ROWS: &[FieldMapping] = &[
         theirs: "num_layers_per_pipeline_stage, num_pipeline_repeats",
         write: |settings, draft| {
             if settings.pipeline > 1 {
-                draft.set("num_layers_per_pipeline_stage", settings.stages.first().copied().unwrap_or(1));
+                let blocks = settings.stages.first().copied().unwrap_or(1);
+                draft.set("num_layers_per_pipeline_stage", blocks);
                 draft.set("num_pipeline_repeats", settings.virtual_stages);
-                draft.set("scan_layers", false);
+                // Scanned, blocks of a stage would need a loop of their own; a single one must be.
+                draft.set("scan_layers", blocks == 1);
             }
         },
         read: |document, settings| {

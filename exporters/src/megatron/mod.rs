@@ -40,6 +40,11 @@ impl Exporter for Megatron {
             format!("Megatron-LM trains {} as planned: {}", job.plan.model.name, job.plan.strategy.label());
         let command = format!("{} pretrain_gpt.py", job.machines.torchrun());
         let mut arguments = document.flags();
+        if job.settings.checkpoint_interval.is_some() {
+            // Without a folder the interval saves nothing.
+            setup.push(": \"${SAVE:?folder to save checkpoints in}\"");
+            arguments.push("--save \"$SAVE\"".to_owned());
+        }
         arguments.extend(job.asked().map(|ask| format!("--{} \"${}\"", ask.key, ask.variable)));
         vec![File::script(
             "megatron.sh",

@@ -43,7 +43,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                  moe-router-topk, moe-ffn-hidden-size, moe-layer-freq, moe-shared-expert-intermediate-size, window-size, \
                  window-attn-skip-freq, multi-latent-attention, q-lora-rank, kv-lora-rank, qk-head-dim, \
                  qk-pos-emb-head-dim, v-head-dim, qk-layernorm, rope-type, add-qkv-bias, softmax-type, \
-                 moe-shared-expert-gate",
+                 moe-shared-expert-gate, attention-dropout, hidden-dropout",
         write: |settings, draft| {
             let Some(model) = &settings.model else { return };
             draft.set("num-layers", model.layers);
@@ -74,9 +74,16 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             draft.set("swiglu", model.activation == Activation::SwiGlu);
             draft.set("disable-bias-linear", !model.bias);
             draft.set("untie-embeddings-and-output-weights", !model.tied_embeddings);
+            // Its own default is 0.1.
+            draft.set("attention-dropout", 0.0);
+            draft.set("hidden-dropout", 0.0);
             blocks::write(model, draft);
         },
         read: |document, settings| {
+            // Dropout changes neither time nor memory much, and is not read.
+            for key in ["attention-dropout", "hidden-dropout"] {
+                document.get(key);
+            }
             let (Some(layers), Some(hidden), Some(heads)) = (
                 document.blocks("num-layers")?,
                 document.size("hidden-size")?,
@@ -490,6 +497,13 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 OPTIMIZER.write(settings, draft);
             }
             Optimizer::Sgd { momentum, .. } => {
+                if settings.zero_stage > 0 {
+                    draft.refuse(
+                        Field::Optimizer,
+                        "its distributed optimizer stops with SGD",
+                        "train with adamw, or plan with --zero 0",
+                    );
+                }
                 draft.set("optimizer", "sgd");
                 draft.set_given(Hyperparameter::Momentum, "sgd-momentum", momentum);
                 OPTIMIZER.write(settings, draft);

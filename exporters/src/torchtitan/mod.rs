@@ -48,7 +48,7 @@ impl Exporter for Torchtitan {
         for (key, value) in document.entries() {
             match key.as_str() {
                 PARTS => parts = Some(value),
-                // A subcommand, which must be last.
+                // A subcommand: its parser takes no option after it.
                 RECOMPUTE => last.push(format!("activation_checkpoint:{}", value.as_str().unwrap_or("none"))),
                 _ => flags.set(key, value.clone()),
             }
@@ -56,7 +56,7 @@ impl Exporter for Torchtitan {
         let mut setup = vec![match shipped(&job.plan.model) {
             Some((_, setup)) => *setup,
             None => {
-                ": \"${MODULE:?module of torchtitan.models with the planned model, e.g. llama3}\" \
+                ": \"${MODULE:?module with the planned model, of torchtitan.models such as llama3, or your own}\" \
                  \"${CONFIG:?its configuration of the planned model, a function in the config_registry of that module}\""
             }
         }];
@@ -70,11 +70,10 @@ impl Exporter for Torchtitan {
         }
         let mut arguments = vec!["--module \"$MODULE\" --config \"$CONFIG\"".to_owned()];
         arguments.extend(flags.flags());
-        arguments.extend(last);
         let command = format!("{} -m torchtitan.train", job.machines.torchrun());
         files.push(File::script(
             "torchtitan.sh",
-            Script::new(&purpose, job.machines, &setup).run(&command, &arguments),
+            Script::new(&purpose, job.machines, &setup).run_before(&command, &arguments, &last),
         ));
         files
     }
@@ -148,12 +147,12 @@ fn shipped(model: &ModelSpec) -> Option<&'static (&'static str, &'static str)> {
 fn module(parts: &serde_json::Value) -> String {
     format!(
         "\"\"\"The configuration that AUTODIST_BASE names as module:config, with pipeline stages as planned.\"\"\"\n\
-         import importlib\n\
          import os\n\n\
+         from torchtitan.config import ConfigManager\n\n\
          PARTS = {parts}\n\n\n\
          def config():\n    \
-             module, name = os.environ[\"AUTODIST_BASE\"].split(\":\")\n    \
-             base = getattr(importlib.import_module(f\"torchtitan.models.{{module}}.config_registry\"), name)()\n    \
+             module, name = os.environ[\"AUTODIST_BASE\"].rsplit(\":\", 1)\n    \
+             base, _ = ConfigManager()._load_config([\"--module\", module, \"--config\", name])\n    \
              base.parallelism.module_fqns_per_model_part = PARTS\n    \
              return base\n"
     )
@@ -247,7 +246,35 @@ static ROWS: &[FieldMapping] = &[
     size!(SeqLen, seq_len, "training.seq_len"),
     size!(Tensor, tensor, "parallelism.tensor_parallel_degree"),
     size!(Context, context, "parallelism.context_parallel_degree"),
-    size!(Expert, expert, "parallelism.expert_parallel_degree"),
+    FieldMapping {
+        field: Field::Expert,
+        theirs: EXPERT,
+        write: |settings, draft| {
+            draft.set(EXPERT, settings.expert);
+            if settings.expert == 1 {
+                return;
+            }
+            if settings.tensor > 1 {
+                draft.refuse(
+                    Field::Expert,
+                    "it does not split experts over tensor-parallel ranks, too",
+                    "plan with --tp 1, or export to megatron",
+                );
+            }
+            if settings.zero_stage == 0 || !settings.shard.is_multiple_of(settings.expert) {
+                draft.refuse(
+                    Field::Expert,
+                    format!("its experts are split over the {} ranks that shard", settings.shard),
+                    "plan with --zero 2 or 3 and a --shard that the degree divides",
+                );
+            }
+        },
+        read: |document, settings| {
+            let found = document.size(EXPERT)?;
+            settings.expert = found.unwrap_or(settings.expert);
+            Ok(found.is_some())
+        },
+    },
     size!(Pipeline, pipeline, "parallelism.pipeline_parallel_degree"),
     FieldMapping {
         field: Field::MicroBatch,
@@ -313,6 +340,11 @@ static ROWS: &[FieldMapping] = &[
         field: Field::ZeroStage,
         theirs: "parallelism.fsdp_reshard_after_forward",
         write: |settings, draft| match settings.zero_stage {
+            0 if settings.context > 1 => draft.refuse(
+                Field::ZeroStage,
+                "FSDP shards over context-parallel ranks, too",
+                "plan with --zero 2 or 3, or with --cp 1",
+            ),
             0 => {}
             1 => draft.refuse(
                 Field::ZeroStage,
@@ -419,6 +451,11 @@ static ROWS: &[FieldMapping] = &[
         write: |settings, draft| {
             if settings.pipeline == 1 {
                 return;
+            }
+            if settings.model.as_ref().is_some_and(|model| model.tied_embeddings) {
+                let problem = "are not supported by torchtitan together with pipeline parallelism";
+                let error = InputError::new("model.tied_embeddings", true, problem);
+                draft.refusals.push(error.hint("plan with `--pp 1`, or export to megatron"));
             }
             if settings.does_without(Field::Stages) {
                 // By default it would give the first and last stage fewer layers, for the embedding and the
@@ -606,7 +643,7 @@ static ROWS: &[FieldMapping] = &[
         },
     },
     states::TORCHTITAN,
-    clip!("training.max_norm"),
+    clip!("training.max_norm", Word("inf")),
     seed!("debug.seed"),
     FieldMapping {
         field: Field::CheckpointInterval,
@@ -625,6 +662,7 @@ static ROWS: &[FieldMapping] = &[
     },
 ];
 
+const EXPERT: &str = "parallelism.expert_parallel_degree";
 const SHARD: &str = "parallelism.data_parallel_shard_degree";
 const REPLICATE: &str = "parallelism.data_parallel_replicate_degree";
 const PER_STAGE: &str = "parallelism.pipeline_parallel_layers_per_stage";

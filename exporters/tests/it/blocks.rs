@@ -113,7 +113,8 @@ fn what_a_file_does_not_describe_is_refused_by_name() {
         assert_eq!(refusal.is_some(), describes, "{}: {refusals:?}", target.name());
         assert!(refusal.is_none_or(|error| error.hint.contains("rope_type")), "{refusals:?}");
         assert!(!refusals.iter().any(|error| error.problem.contains("has additions")), "{refusals:?}");
-        if matches!(target, Target::Megatron | Target::MegatronBridge) {
+        if !describes || target == Target::Megatron {
+            // Megatron has a setting; where the training script builds the model, it may be any.
             continue;
         }
         let what =

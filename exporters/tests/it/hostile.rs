@@ -137,7 +137,9 @@ const REAL: [&str; 30] = [
 ];
 
 /// Keys of which only the presence matters.
-const ANY: [&str; 24] = [
+const ANY: [&str; 26] = [
+    "attention-dropout",
+    "hidden-dropout",
     "machine_rank",
     "num_machines",
     "fsdp_config.fsdp_version",
@@ -201,6 +203,10 @@ fn a_number_is_a_count_as_it_stands_or_refused_by_its_key() {
                 // Floating-point values may be any of these.
                 let plain = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 if real && plain.parse::<f64>().is_ok_and(|number| number.abs() <= 1e30) {
+                    continue;
+                }
+                // Its word for no clipping.
+                if key == "training.max_norm" && plain == "inf" {
                     continue;
                 }
                 // Seeds have 64 bits.

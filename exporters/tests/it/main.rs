@@ -11,6 +11,8 @@ mod documentation;
 mod hostile;
 mod notations;
 mod real_trainers;
+mod real_training;
 mod refusals;
 mod round_trip;
+mod starts;
 mod states;

@@ -3,10 +3,12 @@
 use crate::common;
 use crate::common::{split, zero};
 
-use autodist_exporters::{Exported, Field, Options, Settings, Target, export, import, unsupported_fields};
+use autodist_exporters::{
+    CommandLine, Exported, Field, Note, Options, Settings, Target, export, import_with, unsupported_fields,
+};
 use autodist_spec::{
-    Bytes, Codec, Hyperparameter, Job, LearningRate, MemoryTier, Optimizer, ParallelStrategy, Plan,
-    Precision, Recompute, ScheduleKind, StateStorage, catalog,
+    Bytes, Codec, Hyperparameter, InputError, Job, LearningRate, MemoryTier, Optimizer, ParallelStrategy,
+    Plan, Precision, Recompute, ScheduleKind, StateStorage, catalog,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -36,16 +38,10 @@ fn every_trainer_has_a_word_on_every_field() {
 
 /// Fields that a trainer's file does not determine alone.
 fn untold(target: Target, field: Field, settings: &Settings) -> bool {
-    let pipelined_evenly = settings.pipeline > 1 && settings.does_without(Field::Stages);
     match (target, field) {
-        // The number of ranks is not in the file.
-        (Target::Transformers, Field::GlobalBatch)
-        | (Target::Galvatron, Field::MicroBatch | Field::Shard) => true,
-        // Determined by the global batch.
-        (Target::MaxText, Field::MicroBatch) => false,
-        // The number of stages follows from the model.
-        (Target::Torchtitan, Field::Stages) => settings.pipeline == 1 || pipelined_evenly,
-        (Target::Torchtitan, Field::VirtualStages) => pipelined_evenly,
+        // All ranks share.
+        (Target::Galvatron, Field::Shard) => true,
+        (Target::Torchtitan, Field::Stages) => settings.pipeline == 1,
         (Target::DeepSpeed | Target::Accelerate, Field::Recompute) => {
             settings.recompute.iter().all(|r| *r == Recompute::None) || settings.zero_stage == 0
         }
@@ -125,11 +121,17 @@ fn goes_round(plan: &Plan, target: Target) -> bool {
         _ => files[0].content.clone(),
     };
     let says_model = target.exporter().rows().iter().any(|row| row.field == Field::Model);
-    let imported = import(target, &text, (!says_model).then(|| plan.model.clone())).unwrap();
     let written = Settings::of(plan, OPTIONS.checkpoint_interval);
+    // What no file says: the model, if the training script builds it, and the devices.
+    let command = CommandLine { devices: Some(written.devices()), ..CommandLine::default() };
+    let open = |_: &str| Err(InputError::new("", "", "is another file"));
+    let model = (!says_model).then(|| plan.model.clone());
+    let imported = import_with(target, &text, model, command, &open).unwrap();
     for row in target.exporter().rows() {
         let field = row.field;
-        if notes.iter().any(|note| note.field == field) || untold(target, field, &written) {
+        // A schedule with another start of its warm-up is the same schedule.
+        let differs = |note: &Note| note.field == field && !note.instead.contains("warm-up starts at 0");
+        if notes.iter().any(differs) || untold(target, field, &written) {
             continue;
         }
         let mut read = imported.settings.clone();
@@ -151,7 +153,8 @@ fn goes_round(plan: &Plan, target: Target) -> bool {
             target.name(),
             field.name()
         );
-        let told = imported.known.contains(&field) || (target, field) == (Target::MaxText, Field::MicroBatch);
+        // The degree is what the devices leave.
+        let told = imported.known.contains(&field) || field == Field::Data;
         assert!(told, "{} does not tell {}:\n{text}", target.name(), field.name());
     }
     true
@@ -327,6 +330,8 @@ fn variety() -> Vec<(&'static str, Plan)> {
         make("zero2", zero(2, split(4, 1, 1)), &[8], Recompute::None),
         make("zero3", zero(3, split(4, 1, 1)), &[8], Recompute::Full),
         make("hsdp", ParallelStrategy { shard: 2, ..zero(3, split(4, 1, 1)) }, &[8], Recompute::None),
+        make("hsdp zero2", ParallelStrategy { shard: 2, ..zero(2, split(4, 1, 1)) }, &[8], Recompute::Full),
+        make("ddp full", split(4, 1, 1), &[8], Recompute::Full),
         make("tensor", split(1, 2, 1), &[8], Recompute::None),
         make("tensor x zero3", zero(3, split(2, 2, 1)), &[8], Recompute::Full),
         make("tensor x zero2", zero(2, split(2, 2, 1)), &[8], Recompute::None),

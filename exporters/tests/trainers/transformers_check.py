@@ -24,7 +24,9 @@ def check(folder: Path, expected: Sizes) -> Sizes:
         "micro_batch": parsed.per_device_train_batch_size,
         "global_batch": parsed.per_device_train_batch_size * steps * mesh["data"],
         "bf16": parsed.bf16,
-        "full_recompute": parsed.gradient_checkpointing,
+        "full_recompute": parsed.gradient_checkpointing or parsed.fsdp_plugin_args.get("activation_checkpointing", False)
+        if parsed.fsdp_plugin_args
+        else parsed.gradient_checkpointing,
         "gradient_clip": parsed.max_grad_norm,
     }
 
