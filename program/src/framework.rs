@@ -240,6 +240,45 @@ static RULES: &[FrameworkRule] = &[
         },
         way_out: BATCHES,
     },
+    FrameworkRule {
+        name: "experts over tensor-parallel ranks",
+        of: &[Framework::Fsdp2],
+        field: "ep",
+        value: |asked| asked.strategy.expert.to_string(),
+        broken: |asked| {
+            let strategy = asked.strategy;
+            (strategy.expert > 1 && strategy.tensor > 1)
+                .then(|| format!("does not split experts over the ranks of tp={}, too", strategy.tensor))
+        },
+        way_out: "use --tp 1 or --ep 1",
+    },
+    FrameworkRule {
+        name: "experts in the shard group",
+        of: &[Framework::Fsdp2],
+        field: "ep",
+        value: |asked| asked.strategy.expert.to_string(),
+        broken: |asked| {
+            let (strategy, shards) = (asked.strategy, asked.strategy.shards());
+            let broken =
+                strategy.expert > 1 && (strategy.zero_stage == 0 || !shards.is_multiple_of(strategy.expert));
+            broken.then(|| {
+                format!("does not divide the {shards} ranks that shard, over which experts are split")
+            })
+        },
+        way_out: "use --zero 2 or 3 and a --shard that the degree divides",
+    },
+    FrameworkRule {
+        name: "context parallelism without sharding",
+        of: &[Framework::Fsdp2],
+        field: "cp",
+        value: |asked| asked.strategy.context.to_string(),
+        broken: |asked| {
+            let strategy = asked.strategy;
+            (strategy.context > 1 && strategy.zero_stage == 0)
+                .then(|| "has ranks over which FSDP shards, too, but nothing is sharded".to_owned())
+        },
+        way_out: "use --zero 2 or 3, or --cp 1",
+    },
     // `ScheduleInterleaved1F1B` of torch.distributed.pipelining.
     FrameworkRule {
         name: "rounds of PyTorch's interleaving",

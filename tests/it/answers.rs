@@ -104,7 +104,7 @@ fn a_file_that_does_not_fit_gets_the_smallest_change_that_does() {
     // The file does not ask for recomputation, so it has none.
     let expected = serde_json::json!([
         {"setting": "zero", "from": "1", "to": "3"},
-        {"setting": "recompute", "from": "none", "to": "full"}
+        {"setting": "micro_batch", "from": "4", "to": "1"}
     ]);
     assert_eq!(variants[0]["changes"], expected);
     let usable = 0.96 * 80.0 * f64::from(1 << 30);

@@ -303,14 +303,7 @@ fn an_exported_plan_of_experts_is_priced_as_it_was_planned() {
     let refused = line(folder, &plain);
     assert_eq!(refused.code, Some(2), "{}", refused.out);
     assert!(refused.err.contains("`--sp` is `false`: trains no experts with tp=2"), "{}", refused.err);
-    line(
-        folder,
-        &format!("{plain} -o plain.json")
-            .replace("nemo", "fsdp2")
-            .replace("fp8", "bf16")
-            .replace("--zero 1", "--zero 3"),
-    )
-    .ok();
+    line(folder, &format!("{plain} -o plain.json").replace("nemo", "internevo").replace("fp8", "bf16")).ok();
     let refused = line(folder, "export plain.json --to megatron -o plain");
     assert_eq!(refused.code, Some(2), "{}", refused.out);
     assert!(refused.err.contains("sequence_parallel"), "{}", refused.err);
@@ -347,7 +340,7 @@ fn the_framework_is_that_of_the_file_unless_a_flag_gives_another() {
     ] {
         let said = assumptions(folder, from);
         assert!(said.contains(trainer), "{from}: {said}");
-        let given = assumptions(folder, &format!("{from} --trainer fsdp2"));
+        let given = assumptions(folder, &format!("{from} --trainer nemo"));
         assert!(!given.contains("trainer "), "{from}: {given}");
     }
 }

@@ -15,12 +15,11 @@ const TRAINERS: [(&str, &str); 6] = [
     ("deepspeed", "deepspeed"),
 ];
 
-/// The refusals of the plans of a search, one for each that cannot be exported; none of an empty document.
+/// The refusals of the plans of a search, one for each that cannot be exported.
 fn refusals(folder: &std::path::Path, job: &str, trainer: &str, target: &str) -> Vec<String> {
     let command = format!("plan {job} --trainer {trainer} --top 10 --json -o plan.json");
     let plan: Value = line(folder, &command).json();
     let count = 1 + plan["alternatives"].as_array().unwrap().len();
-    assert!(count > 1, "{command}");
     let export = |number: usize| {
         let run = line(folder, &format!("export plan.json --plan {number} --to {target} -o out"));
         match run.code {
@@ -50,19 +49,21 @@ fn what_a_search_proposes_is_exported_to_its_trainer() {
     }
 }
 
-/// What the files of a trainer do not describe is the model, whatever its plan is.
+/// Files that describe the model name what they cannot describe of it; those whose script builds it take it.
 #[test]
-fn models_that_a_trainers_files_do_not_describe_are_refused_by_name() {
+fn models_whose_blocks_differ_are_exported_or_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let job = |model: &str| {
         format!("--model {model} --cluster 4x8xh100-80gb-sxm@8x400gbps --global-batch 128 --seq-len 4096")
     };
     for model in ["mixtral-8x7b", "deepseek-v2-lite", "gemma2-9b"] {
-        for (trainer, target) in [("megatron-core", "megatron-bridge"), ("nemo", "megatron-bridge")] {
+        for (trainer, target) in
+            [("megatron-core", "megatron-bridge"), ("nemo", "megatron-bridge"), ("fsdp2", "torchtitan")]
+        {
             let refused = refusals(folder.path(), &job(model), trainer, target);
             assert!(refused.is_empty(), "{model} for {trainer}: {}", refused.join("\n"));
         }
-        let refused = refusals(folder.path(), &job(model), "fsdp2", "torchtitan");
+        let refused = refusals(folder.path(), &job(model), "fsdp2", "maxtext");
         let named = format!("model.name {model}: has ");
         assert!(!refused.is_empty() && refused.iter().all(|one| one.contains(&named)), "{refused:?}");
         assert!(refused.iter().all(|one| one.contains("export to megatron")), "{refused:?}");

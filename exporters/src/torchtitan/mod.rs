@@ -251,23 +251,6 @@ static ROWS: &[FieldMapping] = &[
         theirs: EXPERT,
         write: |settings, draft| {
             draft.set(EXPERT, settings.expert);
-            if settings.expert == 1 {
-                return;
-            }
-            if settings.tensor > 1 {
-                draft.refuse(
-                    Field::Expert,
-                    "it does not split experts over tensor-parallel ranks, too",
-                    "plan with --tp 1, or export to megatron",
-                );
-            }
-            if settings.zero_stage == 0 || !settings.shard.is_multiple_of(settings.expert) {
-                draft.refuse(
-                    Field::Expert,
-                    format!("its experts are split over the {} ranks that shard", settings.shard),
-                    "plan with --zero 2 or 3 and a --shard that the degree divides",
-                );
-            }
         },
         read: |document, settings| {
             let found = document.size(EXPERT)?;
@@ -340,11 +323,6 @@ static ROWS: &[FieldMapping] = &[
         field: Field::ZeroStage,
         theirs: "parallelism.fsdp_reshard_after_forward",
         write: |settings, draft| match settings.zero_stage {
-            0 if settings.context > 1 => draft.refuse(
-                Field::ZeroStage,
-                "FSDP shards over context-parallel ranks, too",
-                "plan with --zero 2 or 3, or with --cp 1",
-            ),
             0 => {}
             1 => draft.refuse(
                 Field::ZeroStage,
