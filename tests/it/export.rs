@@ -303,7 +303,8 @@ fn an_exported_plan_of_experts_is_priced_as_it_was_planned() {
     let refused = line(folder, &plain);
     assert_eq!(refused.code, Some(2), "{}", refused.out);
     assert!(refused.err.contains("`--sp` is `false`: trains no experts with tp=2"), "{}", refused.err);
-    line(folder, &format!("{plain} -o plain.json").replace("nemo", "internevo").replace("fp8", "bf16")).ok();
+    let other = plain.replace("nemo", "internevo").replace("fp8", "bf16").replace("2x8x", "8x8x");
+    line(folder, &format!("{other} -o plain.json")).ok();
     let refused = line(folder, "export plain.json --to megatron -o plain");
     assert_eq!(refused.code, Some(2), "{}", refused.out);
     assert!(refused.err.contains("sequence_parallel"), "{}", refused.err);
