@@ -5,6 +5,7 @@ use crate::settings::{CommandLine, Field, Settings};
 use crate::unsupported::{self, OtherKeys};
 use crate::{DeepSpeedKeys, Exporter, Target};
 use autodist_spec::{InputError, ModelSpec, Precision, catalog, text};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Opens a file that a trainer's file names.
@@ -144,8 +145,13 @@ pub fn import_with(
     let mut document = target.exporter().parse(text, open)?;
     let included = include(target.exporter(), &mut document, open, model.clone(), &command)?;
     let mut imported = read(target, &document, model, command)?;
-    if let Some(theirs) = included {
-        imported.complete(theirs)?;
+    match (included, target.exporter().deepspeed()) {
+        (Some(theirs), _) => imported.complete(theirs)?,
+        // The ZeRO stage was given instead of a file that is not there, whose other settings are not known.
+        (None, Some(keys)) if document.get(keys.file).is_some_and(Value::is_string) => {
+            imported.others.approximated.push(format!("{} (a file that is not there)", keys.file));
+        }
+        _ => {}
     }
     Ok(imported)
 }
@@ -251,16 +257,22 @@ fn include(
     let Some(DeepSpeedKeys { file: key, section, inline, splits }) = exporter.deepspeed() else {
         return Ok(None);
     };
-    let named = document.get(key).and_then(serde_json::Value::as_str).map(str::to_owned);
+    let named = document.get(key).and_then(Value::as_str).map(str::to_owned);
     let (theirs, place) = match named {
         Some(name) => {
-            let way_out = "put that file beside this one, or read it instead: `--from deepspeed FILE`";
+            let way_out =
+                "put that file next to this one, read it instead (`--from deepspeed FILE`), or give `--zero`";
             text::check(key, &name)?;
             // A script may have written it itself.
-            let text = match document.written.get(&name) {
-                Some(text) => text.clone(),
-                None => {
-                    open(&name).map_err(|error| InputError::new(key, &name, error.problem).hint(way_out))?
+            let found = document.written.get(&name).cloned().map_or_else(|| open(&name), Ok);
+            let text = match (found, command.fields.get(&Field::ZeroStage)) {
+                (Ok(text), _) => text,
+                (Err(_), Some(stage)) => {
+                    document.set(&format!("{section}.zero_optimization.stage"), *stage);
+                    return Ok(None);
+                }
+                (Err(error), None) => {
+                    return Err(InputError::new(key, &name, error.problem).hint(way_out));
                 }
             };
             (

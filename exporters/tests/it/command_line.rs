@@ -274,7 +274,11 @@ fn a_deepspeed_file_that_another_trainers_file_names_is_read() {
         assert_eq!((states.optimizer, states.parameters), (MemoryTier::Host, MemoryTier::Device));
         let error = read_with(target, text, command(8, &[]), &none).unwrap_err();
         assert_eq!((error.field.as_str(), error.value.as_str()), (key, "ds_z3.json"));
-        assert!(error.hint.contains("--from deepspeed FILE"), "{error}");
+        assert!(error.hint.contains("--from deepspeed FILE") && error.hint.contains("`--zero`"), "{error}");
+        let without = read_with(target, text, command(8, &[(Field::ZeroStage, 2)]), &none).unwrap();
+        assert_eq!((without.settings.zero_stage, without.deepspeed), (2, true));
+        let note = format!("{key} (a file that is not there)");
+        assert!(without.others.approximated.contains(&note), "{:?}", without.others);
     }
     let inline = r#"{"bf16": true, "deepspeed": {"zero_optimization": {"stage": 2}}}"#;
     assert_eq!(read(Target::Transformers, inline, 8, &[]).unwrap().settings.zero_stage, 2);
