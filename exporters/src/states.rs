@@ -19,6 +19,19 @@ fn keep_only(settings: &Settings, draft: &mut Draft, known: &[&str]) {
         let error = InputError::new(format!("job.{name}"), value, "is not a setting of this trainer's files");
         draft.refusals.push(error.hint("remove it from the job, or export to another trainer"));
     }
+    let name = "states.moment_bits";
+    if settings.states.moment_bits.is_some()
+        && known.contains(&name)
+        && !matches!(settings.optimizer, Optimizer::AdamW { .. })
+    {
+        refuse_value(
+            draft,
+            name,
+            settings.states.words(),
+            "is of AdamW, not of SGD",
+            "remove it, or use adamw",
+        );
+    }
 }
 
 fn refuse_value(draft: &mut Draft, name: &str, value: impl ToString, why: &str, way_out: &str) {

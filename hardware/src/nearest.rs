@@ -20,8 +20,11 @@ fn generation(architecture: Option<&str>) -> f64 {
 /// Whether kernels are written alike for both devices.
 pub(crate) fn are_of_one_generation(one: &DeviceFigures, other: &DeviceFigures) -> bool {
     let [a, b] = [one, other].map(|device| generation(device.architecture.as_deref()));
-    let maker =
-        |device: &DeviceFigures| device.architecture.as_deref().is_some_and(|a| a.starts_with("cdna"));
+    let maker = |device: &DeviceFigures| match device.architecture.as_deref() {
+        Some("other") => "other",
+        Some(name) if name.starts_with("cdna") => "cdna",
+        _ => "cuda",
+    };
     (a - b).abs() < 0.5 && maker(one) == maker(other)
 }
 

@@ -252,7 +252,7 @@ mod tests {
         let cluster = complete("4x8xh100");
         assert_eq!(
             cluster.notes,
-            ["`h100` is read as h100-80gb-sxm; there is also h100-96gb-sxm, h100-80gb-pcie"]
+            ["`h100` is read as h100-80gb-sxm; there is also h100-96gb-sxm, h100-80gb-pcie, h100-94gb-nvl"]
         );
         assert_eq!(
             cluster.assumptions,

@@ -4,7 +4,8 @@
 
 use crate::rules::{Illegal, Rule};
 use autodist_spec::{
-    Addition, Algorithm, Bytes, Codec, Communication, Engine, Job, ModelSpec, ParallelStrategy, Precision,
+    Addition, Algorithm, Bytes, Codec, Communication, Engine, Job, ModelSpec, ParallelStrategy, Positions,
+    Precision,
 };
 
 /// # Errors
@@ -70,6 +71,8 @@ pub fn check_model(model: &ModelSpec, seq_len: u32) -> Result<(), Untrained> {
     } else if model.additions.contains(&Addition::ScaledPositions) {
         let plain = "set rope_type to default in its config.json to train plain positions";
         ("has scaled rotary positions".to_owned(), Some(plain.to_owned()))
+    } else if model.positions == Positions::Alibi {
+        ("has linear biases of attention in place of positions".to_owned(), None)
     } else if let Some(addition) = model.additions.first() {
         (format!("has the addition {}", addition.name()), None)
     } else if model.latent.is_some() {

@@ -76,6 +76,32 @@ pub enum Addition {
     SharedGate,
     /// GELU in place of SiLU in the gate of a SwiGLU (Gemma).
     GeluGate,
+    /// Biases of the MLP in a model whose other linear layers have none (GPT-J).
+    MlpBias,
+    /// A bias of the output projection (Phi-2).
+    HeadBias,
+    /// Attention and the MLP side by side, both with the same input (GPT-NeoX); priced as one after the other.
+    ParallelMlp,
+    /// One norm for both, where they are side by side (Falcon, Phi-2, Cohere).
+    SharedNorm,
+    /// The norms of a block after attention and after the MLP, and not before them (OLMo 2).
+    NormAfter,
+    /// Layer norms without biases (Cohere, MPT).
+    NormWithoutBias,
+    /// Layer norms without parameters (OLMo).
+    NormWithoutParameters,
+    /// A norm of the embedding (BLOOM).
+    EmbeddingNorm,
+    /// Another function than GELU's tanh form between the matrices of an MLP, or than SiLU in its gate (OPT,
+    /// Nemotron, GPT-NeoX).
+    OtherActivation,
+    /// Values that are multiplied by constants or cut off (Granite, Cohere).
+    ScaledValues,
+    /// Rotary positions of a part of each head, or in some blocks only (GPT-NeoX, GLM-4, SmolLM3).
+    PartialRotary,
+    /// Modules behind the last block that predict further tokens (DeepSeek-V3). The model is counted and priced
+    /// without them.
+    MultiTokenPrediction,
     /// Rotary positions whose angles are scaled for longer sequences, in any way (Llama 3.1, DeepSeek-V3, gpt-oss).
     ScaledPositions,
 }
@@ -92,6 +118,18 @@ impl Addition {
             Self::ExpertBias => "expert_bias",
             Self::SharedGate => "shared_gate",
             Self::GeluGate => "gelu_gate",
+            Self::MlpBias => "mlp_bias",
+            Self::HeadBias => "head_bias",
+            Self::ParallelMlp => "parallel_mlp",
+            Self::SharedNorm => "shared_norm",
+            Self::NormAfter => "norm_after",
+            Self::NormWithoutBias => "norm_without_bias",
+            Self::NormWithoutParameters => "norm_without_parameters",
+            Self::EmbeddingNorm => "embedding_norm",
+            Self::OtherActivation => "other_activation",
+            Self::ScaledValues => "scaled_values",
+            Self::PartialRotary => "partial_rotary",
+            Self::MultiTokenPrediction => "multi_token_prediction",
             Self::ScaledPositions => "scaled_positions",
         }
     }

@@ -93,7 +93,7 @@ static MODELS: LazyLock<Vec<CatalogModel>> = LazyLock::new(|| {
 });
 
 /// Device architectures with known kernels.
-const ARCHITECTURES: [&str; 10] = [
+const ARCHITECTURES: [&str; 11] = [
     "volta",
     "ampere",
     "ada",
@@ -104,6 +104,7 @@ const ARCHITECTURES: [&str; 10] = [
     "cdna2",
     "cdna3",
     "cdna4",
+    "other",
 ];
 
 #[derive(Deserialize)]
@@ -296,7 +297,12 @@ pub fn device_of(devices: &[DeviceFigures], name: &str) -> Result<(Device, Optio
 pub fn closest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> String {
     let written = written.to_ascii_lowercase();
     let begins = |name: &str| if name.starts_with(&written) { 1.0 } else { 0.0 };
-    let similarity = |name: &str| begins(name) + strsim::jaro_winkler(&written, name);
+    // A short name may be that of a family: `h101` for `h100-80gb-sxm`.
+    let family = |name: &'a str| name.split('-').next().unwrap_or(name);
+    let similarity = |name: &'a str| {
+        let alike = |other: &str| strsim::jaro_winkler(&written, other);
+        begins(name) + alike(name).max(alike(family(name)))
+    };
     known
         .min_by(|a, b| similarity(b).total_cmp(&similarity(a)))
         .map(|name| format!("`{name}`"))
@@ -371,7 +377,7 @@ mod tests {
     fn an_unknown_name_is_answered_with_the_closest() {
         let error = model("lama2-7b").unwrap_err();
         assert!(error.to_string().contains("`llama2-7b`"), "{error}");
-        assert!(device("h100-nvl").unwrap_err().problem.contains("h100-"));
+        assert!(device("h100-64gb").unwrap_err().problem.contains("h100-"));
         assert!(device("a100-64gb").unwrap_err().problem.contains("a100-"));
     }
 }

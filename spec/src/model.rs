@@ -61,6 +61,8 @@ pub enum Positions {
     Learned,
     /// Rotary embedding of queries and keys (Su et al., RoFormer, 2104.09864).
     Rotary { theta: f64 },
+    /// Scores of attention that fall with the distance (ALiBi; Press et al., 2108.12409).
+    Alibi,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -331,11 +333,17 @@ impl ModelSpec {
                     let split = TensorSplit::Replicated;
                     list.push(Parameter::matrix("position.weight", rows, hidden, split, Normal));
                 }
+                if self.additions.contains(&Addition::EmbeddingNorm) {
+                    self.norm_parameters(["embedding_norm.weight", "embedding_norm.bias"], &mut list);
+                }
             }
             LayerKind::Block => return self.block(layer).parameters(self),
             LayerKind::Head => {
                 if !self.tied_embeddings {
                     list.push(table("output.weight"));
+                }
+                if self.additions.contains(&Addition::HeadBias) {
+                    list.push(Parameter::vector("output.bias", vocab, TensorSplit::Rows, Init::Zeros));
                 }
                 self.norm_parameters(["final_norm.weight", "final_norm.bias"], &mut list);
             }
@@ -345,8 +353,11 @@ impl ModelSpec {
 
     pub(crate) fn norm_parameters(&self, [weight, bias]: [&'static str; 2], list: &mut Vec<Parameter>) {
         let rows = u64::from(self.hidden);
+        if self.additions.contains(&Addition::NormWithoutParameters) {
+            return;
+        }
         list.push(Parameter::vector(weight, rows, TensorSplit::Replicated, Init::Ones));
-        if self.norm == Norm::LayerNorm {
+        if self.norm == Norm::LayerNorm && !self.additions.contains(&Addition::NormWithoutBias) {
             list.push(Parameter::vector(bias, rows, TensorSplit::Replicated, Init::Zeros));
         }
     }
@@ -420,7 +431,7 @@ impl crate::parse::Check for ModelSpec {
             if self.additions[..index].contains(addition) {
                 return refuse("is listed twice", "list each addition once");
             }
-            if self.bias && matches!(addition, Addition::QkvBias | Addition::OutputBias) {
+            if self.bias && matches!(addition, Addition::QkvBias | Addition::OutputBias | Addition::MlpBias) {
                 let problem = "is already a part of a model with `bias`";
                 return refuse(problem, "remove it, or set bias to false");
             }

@@ -3,7 +3,7 @@
 use crate::catalog::closest;
 
 /// Other names of the same architectures, and sizes that are the only ones of their family, without hyphens.
-const SAME: [(&str, &str); 10] = [
+const SAME: [(&str, &str); 22] = [
     ("llama3.370b", "llama3.1-70b"),
     ("llama3.1405b", "llama3-405b"),
     ("llama417b128e", "llama4-maverick"),
@@ -11,6 +11,18 @@ const SAME: [(&str, &str); 10] = [
     ("deepseekr1", "deepseek-v3"),
     ("mistralnemo", "mistral-nemo-12b"),
     ("phi4", "phi4-14b"),
+    ("phi3mini4k", "phi3-mini"),
+    ("phi3mini128k", "phi3-mini"),
+    ("bloom", "bloom-176b"),
+    ("gptj6b", "gpt-j-6b"),
+    ("olmo211247b", "olmo2-7b"),
+    ("olmo2112413b", "olmo2-13b"),
+    ("olmo310257b", "olmo3-7b"),
+    ("starcoder", "starcoder-15b"),
+    ("granite3.18b", "granite3-8b"),
+    ("c4aicommandrv01", "command-r-35b"),
+    ("llama4scout17b16e", "llama4-scout"),
+    ("llama417b16e", "llama4-scout"),
     ("mistral7bv0.1", "mistral-7b"),
     ("mixtral8x7bv0.1", "mixtral-8x7b"),
     ("mixtral8x22bv0.1", "mixtral-8x22b"),
@@ -146,10 +158,9 @@ mod tests {
             ("mixtral", "`mixtral-8x7b`"),
             ("qwen", "`qwen"),
             ("Qwen/Qwen2-7B", "`qwen2.5-7b`"),
-            ("gpt-neox-20b", "no model of this family"),
-            ("EleutherAI/pythia-12b", "no model of this family"),
+            ("EleutherAI/pythia-2.8b", "`pythia-6.9b`"),
             ("lama2-7b", "`llama2-7b`"),
-            ("gemma-3-27b-it", "`gemma2-27b`"),
+            ("gemma-3n-E4B-it", "`gemma"),
             ("deepseek-r2", "`deepseek-"),
             ("mystery", "did you mean"),
         ] {

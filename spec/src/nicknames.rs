@@ -55,7 +55,10 @@ fn parts(lower: &str) -> Vec<String> {
             // `RTX 4090` and `4090` are rtx4090, `RTX PRO 6000` is one family.
             "pro" if parts == ["rtx"] => parts = vec!["rtxpro".to_owned()],
             "6000" if parts == ["rtxpro"] => parts = vec!["rtxpro6000".to_owned()],
-            "4090" if parts.is_empty() || parts == ["rtx"] => parts = vec!["rtx4090".to_owned()],
+            "a6000" if parts.is_empty() || parts == ["rtx"] => parts = vec!["rtxa6000".to_owned()],
+            _ if word.len() == 4 && is_number(word) && (parts.is_empty() || parts == ["rtx"]) => {
+                parts = vec![format!("rtx{word}")];
+            }
             _ if word.strip_suffix('g').is_some_and(is_number) => parts.push(format!("{word}b")),
             _ if word.strip_suffix("gib").is_some_and(is_number) => {
                 parts.push(format!("{}gb", word.trim_end_matches("gib")));
@@ -105,6 +108,14 @@ mod tests {
             ("rtx-4090", "rtx4090"),
             ("NVIDIA GeForce RTX 4090", "rtx4090"),
             ("rtx-pro-6000", "rtx-pro-6000-server"),
+            ("3090", "rtx3090"),
+            ("RTX 5090", "rtx5090"),
+            ("A6000", "rtx-a6000"),
+            ("NVIDIA RTX A6000", "rtx-a6000"),
+            ("RTX 6000 Ada", "rtx-6000-ada"),
+            ("H100 NVL", "h100-94gb-nvl"),
+            ("Tesla T4", "t4"),
+            ("tpu-v5e", "tpu-v5e"),
         ] {
             let understood = super::understand(devices(), written);
             assert_eq!(understood.map(|(device, _)| device.name.as_str()), Some(expected), "{written}");
@@ -117,15 +128,14 @@ mod tests {
             "",
             "h",
             "h1",
-            "h100-nvl",
-            "H100 NVL",
+            "h100-64gb",
             "A100-SXM-64GB",
             "A100-PCIE-40GB",
-            "3090",
+            "2080",
             "80gb",
             "sxm",
             "rtx",
-            "tpu-v4",
+            "tpu-v3",
         ] {
             assert_eq!(
                 super::understand(devices(), written).map(|(device, _)| &device.name),
@@ -134,7 +144,7 @@ mod tests {
             );
         }
         let (_, others) = super::understand(devices(), "h100").unwrap();
-        assert_eq!(others, ["h100-96gb-sxm", "h100-80gb-pcie"]);
+        assert_eq!(others, ["h100-96gb-sxm", "h100-80gb-pcie", "h100-94gb-nvl"]);
         assert!(super::understand(devices(), "h100-96gb").unwrap().1.is_empty());
     }
 }

@@ -134,14 +134,14 @@ fn clusters_and_models_have_the_names_that_people_use() {
     noted(&of("2xp5.48xlarge"), &["a node with 8 h100-80gb-sxm", "32 NICs of 100 Gb/s"]);
     refused(&of("12xh100"), &["--cluster", "12 devices do not fill nodes of 8", "2x8xh100"]);
     refused(&of("h100"), &["does not say how many devices", "4x8xh100"]);
-    refused(&of("2x8xh100-nvl"), &["no device `h100-nvl`", "h100-"]);
+    refused(&of("2x8xh100-64gb"), &["no device `h100-64gb`", "h100-"]);
     refused(&of("2x8x4090"), &["need a network"]);
     let model = |name: &str| {
         line(place.path(), &format!("estimate --model {name} --cluster 8xh100 --global-batch 8 --seq-len 1k"))
     };
     noted(&model("meta-llama/Llama-3.1-8B-Instruct"), &["is read as llama3.1-8b of the catalogue"]);
     refused(&model("llama-70b"), &["`llama3.1-70b`", "config.json", "autodist catalog"]);
-    refused(&model("EleutherAI/gpt-neox-20b"), &["no model of this family", "config.json"]);
+    refused(&model("EleutherAI/pythia-2.8b"), &["`pythia-6.9b`", "config.json"]);
 }
 
 #[test]

@@ -61,7 +61,8 @@ impl AttentionLayer {
             bias: block.find("attention.query.bias"),
         };
         let rotary = match model.positions {
-            Positions::Learned => None,
+            // Models with linear biases are refused before.
+            Positions::Learned | Positions::Alibi => None,
             Positions::Rotary { theta } => Some(RotaryShape {
                 positions: sizes.seq_len,
                 repeat: sizes.micro_batch,

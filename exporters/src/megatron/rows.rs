@@ -62,6 +62,13 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             draft.set("vocab-size", model.vocab);
             match model.positions {
                 Positions::Learned => draft.set("position-embedding-type", "learned_absolute"),
+                Positions::Alibi => {
+                    let problem = "is a kind of positions that Megatron does not have";
+                    let error = InputError::new("model.positions", "alibi", problem);
+                    draft
+                        .refusals
+                        .push(error.hint("train it with a trainer that takes the whole model by its name"));
+                }
                 Positions::Rotary { theta } => {
                     draft.set("position-embedding-type", "rope");
                     if let Some(theta) = whole_theta(theta, draft) {

@@ -34,7 +34,8 @@ fn no_product_beats_the_peak_or_takes_for_ever() {
                 let waves = (m.div_ceil(64) * n.div_ceil(64)) as f64 / 80.0;
                 let most = 12.0 * (padded + slow + one) + 1e-4 + 5e-6 * waves;
                 let name = &device.figures().name;
-                assert!(time >= least, "{name} {dtype} {m} {n} {k}: {time} under {least}");
+                // But for rounding.
+                assert!(time >= least * (1.0 - 1e-12), "{name} {dtype} {m} {n} {k}: {time} under {least}");
                 assert!(time <= most, "{name} {dtype} {m} {n} {k}: {time} over {most}");
             }
         }

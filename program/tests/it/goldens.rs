@@ -217,7 +217,7 @@ fn cases_have_every_variant_of_what_a_strategy_says_and_a_program_does() {
         seen.add_case(&case);
         seen.add_program(&case.program());
     }
-    seen.check("positions", &variants!(Positions: Learned, Rotary));
+    seen.check("positions", &variants!(Positions: Learned, Rotary, Alibi));
     seen.check("norm", &variants!(Norm: LayerNorm, RmsNorm));
     seen.check("activation", &variants!(Activation: Gelu, SwiGlu));
     seen.check("precision", &variants!(Precision: Fp32, Tf32, Fp16, Bf16, Fp8));

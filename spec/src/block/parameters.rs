@@ -44,7 +44,9 @@ impl BlockSpec {
         }
         list.append(&mut replicated);
         model.norm_parameters(["attention_norm.weight", "attention_norm.bias"], &mut list);
-        model.norm_parameters(["mlp_norm.weight", "mlp_norm.bias"], &mut list);
+        if !model.additions.contains(&Addition::SharedNorm) {
+            model.norm_parameters(["mlp_norm.weight", "mlp_norm.bias"], &mut list);
+        }
         list
     }
 
@@ -98,8 +100,13 @@ impl BlockSpec {
             (Addition::SharedGate, Some(_)) => {
                 replicated.push(vector("shared_gate.weight", hidden, Replicated, zeros));
             }
-            (Addition::ExpertBias | Addition::SharedGate, None)
-            | (Addition::GeluGate | Addition::ScaledPositions, _) => {}
+            (Addition::MlpBias, None) => {
+                let gates = u64::from(model.activation.matrices() - 1);
+                list.push(vector("mlp.up.bias", gates * u64::from(self.ffn), Rows, zeros));
+                replicated.push(vector("mlp.down.bias", hidden, Replicated, zeros));
+            }
+            // Those of other layers, and those without parameters.
+            _ => {}
         }
     }
 

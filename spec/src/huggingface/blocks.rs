@@ -30,22 +30,22 @@ fn experts(config: &Config<'_>, family: &Family) -> Result<Option<(Experts, u32)
     let keys = family.experts;
     let hint = "the model_type of models with experts is e.g. mixtral, qwen3_moe or deepseek_v3";
     let of = |shared_ffn: u32| -> Result<_, InputError> {
-        let (count, active) = (config.required(keys.count())?, config.required("num_experts_per_tok")?);
+        let (count, active) = (config.required("num_experts")?, config.required("num_experts_per_tok")?);
         Ok(Some((Experts { count, active, shared_ffn }, config.required(keys.width())?)))
     };
     match keys {
         ExpertKeys::None => {
-            for field in ["num_local_experts", "num_experts", "n_routed_experts"] {
-                config.absent(field, &[0.0, 1.0], hint)?;
-            }
+            config.absent("num_experts", &[0.0, 1.0], hint)?;
+            // Written by some configurations of dense models.
+            let _ = config.get("num_experts_per_tok");
             Ok(None)
         }
-        ExpertKeys::Mixtral | ExpertKeys::Olmoe => of(0),
-        ExpertKeys::Qwen => of(config.optional(keys.shared())?.unwrap_or(0)),
+        ExpertKeys::Every => of(0),
+        ExpertKeys::Qwen => of(config.counted(keys.shared())?.unwrap_or(0)),
         // As wide as one expert.
         ExpertKeys::Llama4 => of(config.required(keys.shared())?),
-        ExpertKeys::Deepseek => {
-            if config.optional(keys.count())?.is_none() {
+        ExpertKeys::Deepseek | ExpertKeys::Ernie => {
+            if config.counted("num_experts")?.unwrap_or(0) == 0 {
                 return Ok(None);
             }
             let shared = config.counted("n_shared_experts")?.unwrap_or(0);
@@ -58,7 +58,7 @@ fn experts(config: &Config<'_>, family: &Family) -> Result<Option<(Experts, u32)
 fn sparse(config: &Config<'_>, family: &Family, layers: u32) -> Result<Vec<bool>, InputError> {
     let every = |step: u32| (0..layers).map(|index| (index + 1) % step == 0).collect();
     match family.experts {
-        ExpertKeys::None | ExpertKeys::Mixtral | ExpertKeys::Olmoe => Ok(vec![true; layers as usize]),
+        ExpertKeys::None | ExpertKeys::Every => Ok(vec![true; layers as usize]),
         ExpertKeys::Qwen => {
             let mut list: Vec<bool> = every(config.optional("decoder_sparse_step")?.unwrap_or(1));
             indices(config, "mlp_only_layers", &mut list, false)?;
@@ -78,10 +78,36 @@ fn sparse(config: &Config<'_>, family: &Family, layers: u32) -> Result<Vec<bool>
                 return Err(InputError::new("first_k_dense_replace", first, problem)
                     .hint("give the number of the first blocks that have no experts"));
             }
+            if let Some(kinds) = config.words("mlp_layer_types")? {
+                return dense_or_sparse(config, &kinds, layers);
+            }
             let step = config.optional("moe_layer_freq")?.unwrap_or(1);
             Ok((0..layers).map(|index| index >= first && index % step == 0).collect())
         }
+        ExpertKeys::Ernie => {
+            let first = config.counted("moe_layer_start_index")?.unwrap_or(0);
+            // It counts from the last block if it is negative.
+            let given = config.get("moe_layer_end_index").and_then(serde_json::Value::as_i64);
+            let last = given.filter(|last| *last >= 0).unwrap_or(i64::from(layers) - 1);
+            let step = config.optional("moe_layer_interval")?.unwrap_or(1);
+            let has = |index: u32| index >= first && i64::from(index) <= last && (index + 1) % step == 0;
+            Ok((0..layers).map(has).collect())
+        }
     }
+}
+
+fn dense_or_sparse(config: &Config<'_>, kinds: &[&str], layers: u32) -> Result<Vec<bool>, InputError> {
+    let field = "mlp_layer_types";
+    if kinds.len() != layers as usize {
+        let problem = format!("has {} entries for {layers} blocks", kinds.len());
+        return Err(config.error(field, &problem, "give one entry for each block"));
+    }
+    let of = |kind: &&str| match *kind {
+        "dense" => Ok(false),
+        "sparse" => Ok(true),
+        _ => Err(config.error(field, &format!("has blocks of kind `{kind}`"), "supported: dense, sparse")),
+    };
+    kinds.iter().map(of).collect()
 }
 
 /// Sets the entries that a list names; whether there is a list.
@@ -106,7 +132,7 @@ fn windows(config: &Config<'_>, family: &Family, layers: u32) -> Result<Vec<Opti
     let never = layers + 1;
     let (window, first, every) = match family.windows {
         Windows::Chunks => return Ok(vec![None; layers as usize]),
-        Windows::All => (config.optional("sliding_window")?, 0, never),
+        Windows::All => (config.counted("sliding_window")?.filter(|width| *width > 0), 0, never),
         Windows::Every(usual) => {
             let pattern = config.optional("sliding_window_pattern")?.unwrap_or(usual);
             (config.optional("sliding_window")?, 0, pattern)

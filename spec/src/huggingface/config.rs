@@ -1,22 +1,38 @@
 //! A `config.json` with errors that name its fields.
 
+use super::keys::Written;
 use crate::error::{InputError, in_range};
 use serde_json::Value;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 
-/// One config, with errors that name the field.
+/// One config by the usual names of its keys, with errors that name the key as it is written.
 pub(super) struct Config<'a> {
     pub file: &'a str,
     pub root: &'a Value,
+    pub written: Written,
+    /// Keys that were asked for, by their usual names.
+    pub asked: RefCell<BTreeSet<String>>,
 }
 
 impl Config<'_> {
     pub fn error(&self, field: &str, problem: &str, hint: &str) -> InputError {
         let value = self.root.get(field).map(ToString::to_string).unwrap_or_default();
-        InputError::new(field, value, problem).hint(hint).in_file(self.file)
+        InputError::new(self.spelt(field), value, problem).hint(hint).in_file(self.file)
+    }
+
+    pub fn get(&self, field: &str) -> Option<&Value> {
+        self.asked.borrow_mut().insert(field.to_owned());
+        self.root.get(field)
+    }
+
+    /// A key as the file writes it.
+    pub fn spelt<'b>(&'b self, field: &'b str) -> &'b str {
+        self.written.get(field).map_or(field, String::as_str)
     }
 
     pub fn optional(&self, field: &str) -> Result<Option<u32>, InputError> {
-        match self.root.get(field) {
+        match self.get(field) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => {
                 let number = value.as_u64().ok_or_else(|| {
@@ -26,7 +42,8 @@ impl Config<'_> {
                         "copy the value from the model's config.json on Hugging Face",
                     )
                 })?;
-                in_range(field, number, 1, u64::from(u32::MAX)).map_err(|e| e.in_file(self.file))?;
+                in_range(self.spelt(field), number, 1, u64::from(u32::MAX))
+                    .map_err(|e| e.in_file(self.file))?;
                 Ok(Some(number as u32))
             }
         }
@@ -34,11 +51,7 @@ impl Config<'_> {
 
     /// Like `optional`, for a number that may be 0.
     pub fn counted(&self, field: &str) -> Result<Option<u32>, InputError> {
-        if self.root.get(field).and_then(Value::as_u64) == Some(0) {
-            Ok(Some(0))
-        } else {
-            self.optional(field)
-        }
+        if self.get(field).and_then(Value::as_u64) == Some(0) { Ok(Some(0)) } else { self.optional(field) }
     }
 
     pub fn required(&self, field: &str) -> Result<u32, InputError> {
@@ -47,7 +60,7 @@ impl Config<'_> {
     }
 
     pub fn real(&self, field: &str, default: f64) -> Result<f64, InputError> {
-        match self.root.get(field) {
+        match self.get(field) {
             None | Some(Value::Null) => Ok(default),
             Some(value) => value.as_f64().ok_or_else(|| {
                 self.error(
@@ -60,7 +73,7 @@ impl Config<'_> {
     }
 
     pub fn flag(&self, field: &str, default: bool) -> Result<bool, InputError> {
-        match self.root.get(field) {
+        match self.get(field) {
             None | Some(Value::Null) => Ok(default),
             Some(value) => value.as_bool().ok_or_else(|| {
                 self.error(
@@ -73,7 +86,7 @@ impl Config<'_> {
     }
 
     pub fn word(&self, field: &str) -> Result<Option<&str>, InputError> {
-        match self.root.get(field) {
+        match self.get(field) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => value.as_str().map(Some).ok_or_else(|| {
                 self.error(
@@ -85,18 +98,9 @@ impl Config<'_> {
         }
     }
 
-    pub fn one_of(&self, field: &str, accepted: &[&str]) -> Result<(), InputError> {
-        match self.word(field)? {
-            Some(word) if !accepted.contains(&word) => {
-                Err(self.error(field, "is not supported", &format!("supported: {}", accepted.join(", "))))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Refuses a value that changes the model: any but those without effect, null and false.
     pub fn absent(&self, field: &str, neutral: &[f64], hint: &str) -> Result<(), InputError> {
-        self.neutral(field, self.root.get(field), neutral, hint)
+        self.neutral(field, self.get(field), neutral, hint)
     }
 
     /// Like `absent`, for a value inside `field`.
@@ -129,7 +133,7 @@ impl Config<'_> {
         of: impl Fn(&'b Value) -> Option<T>,
         problem: &str,
     ) -> Result<Option<Vec<T>>, InputError> {
-        let value = match self.root.get(field) {
+        let value = match self.get(field) {
             None | Some(Value::Null) => return Ok(None),
             Some(value) => value,
         };

@@ -262,6 +262,7 @@ fn unlike_blocks() -> Vec<Case> {
     ];
     let unlike = |layers| ModelSpec { blocks: runs.clone(), ..llama(layers) };
     let latent = Latent { query_rank: Some(6), kv_rank: 4, rope_dim: 2, value_dim: 2 };
+    let alibi = ModelSpec { positions: Positions::Alibi, ..llama(1) };
     let low_rank = ModelSpec { kv_heads: 4, head_dim: 4, latent: Some(latent), ..llama(1) };
     let spread = |expert, strategy| ParallelStrategy { expert, ..strategy };
     let split = |context, strategy| ParallelStrategy { context, ..strategy };
@@ -271,6 +272,7 @@ fn unlike_blocks() -> Vec<Case> {
         Case::new("unlike-blocks-ep2-tp2-sp", spread(2, sequence_parallel(degrees(2, 2, 1))))
             .model(unlike(2)),
         Case::new("latent-attention-cp2-tp2", split(2, degrees(1, 2, 1))).model(low_rank),
+        Case::new("linear-biases-tp2", degrees(1, 2, 1)).model(alibi),
     ]
 }
 

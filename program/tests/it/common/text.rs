@@ -89,6 +89,7 @@ fn of_model(model: &ModelSpec) -> String {
     } = model;
     let positions = match positions {
         Positions::Learned => "learned".to_owned(),
+        Positions::Alibi => "by linear biases".to_owned(),
         Positions::Rotary { theta } => format!("rotary by {theta}"),
     };
     let norm = match norm {
