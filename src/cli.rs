@@ -11,6 +11,7 @@ mod ranks;
 mod software;
 mod states;
 mod strategy;
+mod trainable;
 mod understood;
 mod values;
 mod version;
@@ -24,6 +25,7 @@ pub use ranks::{DevicesArg, RanksArgs, RunArgs, TransportArg};
 pub use software::SoftwareArgs;
 pub use states::{FLAGS as STATE_FLAGS, StateArgs};
 pub use strategy::{Layout, StrategyArgs};
+pub use trainable::{FLAGS as TRAINABLE_FLAGS, TrainableArgs};
 pub use understood::understood;
 
 use autodist_exporters::Target;

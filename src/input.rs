@@ -517,6 +517,7 @@ pub fn job(
     }
     let file = args.job.as_ref().map_or_else(|| FLAGS.to_owned(), |path| path.display().to_string());
     args.states.apply(&mut job.states);
+    args.trainable.apply(&mut job.trainable).map_err(|error| blame_trainable(error, args))?;
     let mut flags = vec![
         ("global_batch", "--global-batch", args.global_batch.is_some()),
         ("seq_len", "--seq-len", args.seq_len.is_some()),
@@ -524,6 +525,7 @@ pub fn job(
         ("learning_rate.peak", "--learning-rate", args.learning_rate.is_some()),
     ];
     flags.extend(states_flags(args));
+    flags.extend(trainable_flags(args));
     job.check().map_err(|error| by_flag(error, &flags).in_file(&file))?;
     Ok(job)
 }
@@ -543,6 +545,17 @@ fn states_flags(args: &JobArgs) -> Vec<(&'static str, &'static str, bool)> {
 /// Names the flag of an error in the state of a training, if it is given.
 pub fn blame_states(error: InputError, args: &JobArgs) -> InputError {
     by_flag(error, &states_flags(args))
+}
+
+/// The flags of what is trained, as above.
+fn trainable_flags(args: &JobArgs) -> Vec<(&'static str, &'static str, bool)> {
+    let given = |(field, flag)| (field, flag, args.trainable.flag(field).is_some());
+    cli::TRAINABLE_FLAGS.into_iter().map(given).collect()
+}
+
+/// Names the flag of an error in what is trained, if it is given.
+pub fn blame_trainable(error: InputError, args: &JobArgs) -> InputError {
+    by_flag(error, &trainable_flags(args))
 }
 
 /// Adds the flag to an error if the invalid value came from a flag.

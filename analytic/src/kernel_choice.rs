@@ -26,11 +26,22 @@ pub enum LossKind {
     Whole,
 }
 
+/// How the elementwise operations of a block are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Display, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
+pub enum BlockKind {
+    /// Norms and activations are one kernel each, by torch.compile, Transformer Engine, Liger or Apex.
+    Fused,
+    /// Each operation of the modelling code is a kernel of its own, and keeps what its backward pass needs.
+    Eager,
+}
+
 /// The kernels that somebody named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KernelChoice {
     pub attention: Option<AttentionChoice>,
     pub loss: Option<LossKind>,
+    pub blocks: Option<BlockKind>,
 }
 
 impl AttentionChoice {

@@ -21,6 +21,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adapters;
 pub mod backtest;
 mod basis;
 mod calibration;
@@ -55,7 +56,7 @@ pub use basis::{Basis, StatedBar};
 pub use calibration::{COVERAGE, Calibration, errors, left_out_bars, usual_fold};
 pub use estimate::{Breakdown, StepEstimate, time};
 pub use fit::Fold;
-pub use kernel_choice::{AttentionChoice, KernelChoice, LossKind};
+pub use kernel_choice::{AttentionChoice, BlockKind, KernelChoice, LossKind};
 pub use machine::{FabricKind, Generation, NodeModel, Uplink};
 pub use memory::{Memory, Reserve};
 pub use parameters::{FreeParameters, PRIORS, Prior};

@@ -201,7 +201,9 @@ impl Bytes {
             Trainer::MegatronDeepspeed | Trainer::Deepspeed | Trainer::Internevo => (2.0, 2.0, 18.0),
             Trainer::Fsdp | Trainer::Fsdp2 => (4.0, 4.0, 8.0),
         };
-        Self { each: ParameterBytes { weight, gradient, state }, trainer }
+        // Frozen weights are loaded in the precision in which layers read them.
+        let frozen = run.word();
+        Self { each: ParameterBytes { weight, frozen, gradient, state }, trainer }
     }
 
     /// Bytes per logit: 16 bits and an fp32 copy; with a fused loss 16 bits and their gradient; eager losses

@@ -5,6 +5,7 @@
 //! rest on the same fit. The simulator models effects that the closed form approximates: the order of
 //! micro-batches, uneven stages, overlap of single buckets.
 
+use crate::adapters::AdapterWork;
 use crate::estimate::{Rates, attention, block, launch_seconds};
 use crate::launches::Launches;
 use crate::memory::{self, Reserve};
@@ -18,11 +19,11 @@ use autodist_cost_model::{
     CollectiveQuery, CostModel, MessageQuery, Price, Prices, Purpose, SegmentPrice, SegmentQuery, StepCosts,
     Unpriced,
 };
-use autodist_program::{Transfer, residual_stream};
+use autodist_program::{Held, Transfer, residual_stream};
 use autodist_spec::profile::Interference;
 use autodist_spec::{
-    Algorithm, BlockSpec, Bytes, Collective, DeviceClasses, Job, Kernels, ModelSpec, ParallelStrategy, Pass,
-    Provenance, Recompute, Seconds, Segment,
+    Algorithm, BlockSpec, Bytes, Collective, DeviceClasses, Job, Kernels, LayerTraining, ModelSpec,
+    ParallelStrategy, Pass, Provenance, Recompute, Seconds, Segment,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -45,6 +46,7 @@ pub struct CataloguePrices {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     block: Option<BlockSpec>,
+    training: LayerTraining,
     tensor: u32,
     context: u32,
     expert: u32,
@@ -175,7 +177,7 @@ impl CataloguePrices {
     fn laid_out(&self, key: &Key) -> TrainingRun {
         let Key { tensor, context, expert, sequence_parallel, micro_batch, recompute, copies, .. } = *key;
         let data = copies.shard.max(if copies.data { 2 } else { 1 });
-        let block = key.block.unwrap_or(self.run.block);
+        let (block, training) = (key.block.unwrap_or(self.run.block), key.training);
         let layout = ParallelDims {
             tensor,
             context,
@@ -188,7 +190,7 @@ impl CataloguePrices {
             ..ParallelDims::default()
         };
         let global_batch = micro_batch * data * if key.accumulates { 2 } else { 1 };
-        TrainingRun { block, layout, micro_batch, recompute, global_batch, ..self.run.clone() }
+        TrainingRun { block, training, layout, micro_batch, recompute, global_batch, ..self.run.clone() }
     }
 
     fn sharding(&self, strategy: &ParallelStrategy) -> Sharding {
@@ -203,13 +205,14 @@ impl CataloguePrices {
     fn costs(
         &self,
         strategy: &ParallelStrategy,
-        block: Option<BlockSpec>,
+        (block, training): (Option<BlockSpec>, LayerTraining),
         recompute: Recompute,
         accumulates: bool,
     ) -> Arc<Costs> {
         let ParallelStrategy { tensor, context, expert, sequence_parallel, micro_batch, .. } = *strategy;
         let key = Key {
             block,
+            training,
             tensor,
             context,
             expert,
@@ -254,22 +257,38 @@ impl CataloguePrices {
         let qkv_casts = casts * qkv_forward / linear_forward;
         let gathered = work.gather_bytes * rates.second_per_byte;
         let reduced = work.gradient_bytes * rates.second_per_byte;
+        let [in_attention, in_mlp] = work.adapters.map(|one| {
+            let expanded = one.expanded_bytes * rates.second_per_byte;
+            [one.forward_bytes, one.backward_bytes].map(|bytes| bytes * rates.elementwise(run) + expanded)
+        });
         let attention_part =
             attention_kernels.weights() / (attention_kernels.weights() + mlp_kernels.weights());
         let mut costs = Costs {
             norm: Passes { forward: norm[0], again: norm[0], backward: norm[1] },
             attention: Passes {
-                forward: qkv_forward + qkv_casts + core.0 + around_core[0] + attention_part * gathered,
-                again: qkv_forward + qkv_casts + core.0 + around_core[0],
-                backward: qkv_backward + qkv_casts + core.1 + around_core[1] + attention_part * reduced,
+                forward: qkv_forward
+                    + qkv_casts
+                    + core.0
+                    + around_core[0]
+                    + in_attention[0]
+                    + attention_part * gathered,
+                again: qkv_forward + qkv_casts + core.0 + around_core[0] + in_attention[0],
+                backward: qkv_backward
+                    + qkv_casts
+                    + core.1
+                    + around_core[1]
+                    + in_attention[1]
+                    + attention_part * reduced,
             },
             mlp: Passes {
                 forward: linear_forward - qkv_forward + casts - qkv_casts
                     + activation[0]
+                    + in_mlp[0]
                     + (1.0 - attention_part) * gathered,
-                again: linear_forward - qkv_forward + casts - qkv_casts + activation[0],
+                again: linear_forward - qkv_forward + casts - qkv_casts + activation[0] + in_mlp[0],
                 backward: linear_backward - qkv_backward + casts - qkv_casts
                     + activation[1]
+                    + in_mlp[1]
                     + (1.0 - attention_part) * reduced,
             },
             context: Passes {
@@ -309,11 +328,14 @@ impl CataloguePrices {
         let loss =
             work.logits * if run.fused_loss { 0.4 } else { 1.0 } * p.logit_bytes * rates.second_per_byte;
         let table = work.head_gradient_bytes * rates.second_per_byte;
-        costs.logits = Passes { forward: head / 3.0, again: head / 3.0, backward: head * 2.0 / 3.0 + table };
+        // Forward, gradients of the input and, if they are trained, of the weights.
+        let once = head / if run.training.weights { 3.0 } else { 2.0 };
+        costs.logits = Passes { forward: once, again: once, backward: head - once + table };
         costs.loss = Passes { forward: 0.5 * loss, again: 0.5 * loss, backward: 0.5 * loss };
         let lookup = 4.0 * run.word() * tokens * hidden * rates.second_per_byte;
         let embedding = work.embedding_bytes * rates.second_per_byte;
-        costs.embedding = Passes { forward: lookup, again: lookup, backward: embedding - lookup };
+        let backward = if run.training.weights { embedding - lookup } else { 0.0 };
+        costs.embedding = Passes { forward: lookup, again: lookup, backward };
 
         if run.recompute == Recompute::Full && !stops {
             // A program leaves out the collective after the repeated block, whose output is known: one of two
@@ -326,7 +348,8 @@ impl CataloguePrices {
         costs.mlp.forward += block.away_forward;
         costs.mlp.backward += block.away_backward;
         let jitter = self.jitter();
-        costs.launches = Launches::of(jitter * launch_seconds(run, &work, p));
+        let more = 1.0 + work.adapters.iter().map(|one| one.launches).sum::<f64>();
+        costs.launches = Launches::of(jitter * launch_seconds(run, &work, p) * more);
         for passes in [&mut costs.norm, &mut costs.attention, &mut costs.mlp] {
             passes.scale(jitter);
         }
@@ -399,15 +422,27 @@ impl Kept {
         let part = if selective && halves { 0.5 } else { 1.0 };
         let dropped = if selective && !halves { scores } else { 0 };
         let of_part = |whole: i64| (part * whole as f64).round() as i64;
+        let beside = |segment, kernels: &Kernels| {
+            let not = run.not_kept(segment, inner as f64 / matrices);
+            (AdapterWork::of(run, segment, kernels).kept - not).round() as i64
+        };
+        let trained = if run.training.weights { 1.0 } else { 0.0 };
+        let more = run.kept_by_each_operation();
+        // One weight at a time is expanded to the training precision.
+        let expanded = if run.training.bits.is_whole() { 0.0 } else { word * ffn * hidden };
         Self {
             whole: bytes(word, tokens * hidden),
             rows: bytes(word, rows),
-            attention: of_part(projections + mask + scores - dropped),
-            mlp: of_part(bytes(word, mlp.kept) + mask),
+            attention: of_part(
+                projections + mask + scores - dropped
+                    + beside(Segment::Attention, &attention)
+                    + bytes(1.0, more[0]),
+            ),
+            mlp: of_part(bytes(word, mlp.kept) + mask + beside(Segment::Mlp, &mlp) + bytes(1.0, more[1])),
             attention_gradient: projections.max(score_gradients),
             mlp_gradient: inner,
-            mlp_weights: bytes(gradient, (matrices - 1.0) * ffn * hidden),
-            table: bytes(gradient, vocab * hidden),
+            mlp_weights: bytes(trained * gradient, (matrices - 1.0) * ffn * hidden) + bytes(1.0, expanded),
+            table: bytes(trained * gradient, vocab * hidden),
             logits: bytes(word, tokens * vocab),
             // Beside the logits in 16 bits.
             loss: bytes(memory::Bytes::of(run).logit(run.fused_loss) - 2.0, tokens * vocab),
@@ -419,8 +454,11 @@ impl Kept {
         use Segment::*;
         let Self { whole, attention, mlp, logits, loss, .. } = *self;
         let SegmentQuery { segment, pass, recompute, strategy, .. } = *query;
-        let stream = (whole as f64 * residual_stream(segment, pass, recompute, strategy)).round() as i64;
-        let forgets = recompute == Recompute::Full && pass == Pass::Forward;
+        let stream = (whole as f64
+            * residual_stream(segment, pass, (recompute, query.training.backward), strategy))
+        .round() as i64;
+        let has_backward = query.training.backward;
+        let forgets = pass == Pass::Forward && (recompute == Recompute::Full || !has_backward);
         // What is kept beside the residual stream, and the peak.
         let (inside, peak) = match (segment, pass) {
             (Attention, Pass::Forward) if forgets => (0, attention + whole),
@@ -448,8 +486,8 @@ fn modelled(seconds: f64) -> Price {
 
 impl Prices for CataloguePrices {
     fn segment(&self, query: &SegmentQuery) -> Result<SegmentPrice, Unpriced> {
-        let SegmentQuery { block, segment, pass, recompute, strategy, micro_batches } = *query;
-        let costs = self.costs(strategy, Some(block), recompute, micro_batches > 1);
+        let SegmentQuery { block, training, segment, pass, recompute, strategy, micro_batches } = *query;
+        let costs = self.costs(strategy, (Some(block), training), recompute, micro_batches > 1);
         let seconds = match segment {
             Segment::AttentionNorm | Segment::MlpNorm => costs.norm.of(pass),
             Segment::Attention => costs.attention.of(pass),
@@ -510,13 +548,15 @@ impl Prices for CataloguePrices {
         };
         let p = &self.parameters;
         Ok(modelled(match purpose {
-            Purpose::Context(block, pass) => {
-                self.costs(strategy, Some(block), Recompute::None, false).context.of(pass)
-            }
+            Purpose::Context(block, pass) => self
+                .costs(strategy, (Some(block), LayerTraining::WHOLE), Recompute::None, false)
+                .context
+                .of(pass),
             // A program has the way to the experts and the way back.
             Purpose::Experts => alone,
             Purpose::Tensor(block) => {
-                alone * self.costs(strategy, Some(block), Recompute::None, false).tensor
+                alone
+                    * self.costs(strategy, (Some(block), LayerTraining::WHOLE), Recompute::None, false).tensor
             }
             // The next step's forward pass starts with the buckets that have arrived.
             Purpose::Bucket(Transfer::Gather) if strategy.zero_stage < 3 => {
@@ -574,15 +614,17 @@ impl Prices for CataloguePrices {
 
     /// DeepSpeed's flat buffers of gradients. PyTorch's allocator does not give the memory of the logits to a
     /// block's backward pass, so that FSDP needs both.
-    fn buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {
+    fn buffers(&self, held: &Held, strategy: &ParallelStrategy) -> Bytes {
         let trainer = self.run.trainer;
         if trainer.traits().shards_parameters && strategy.pipeline == 1 {
             let Kept { whole, attention, mlp, attention_gradient, mlp_gradient, logits, loss, .. } =
-                self.costs(strategy, None, strategy.recompute, false).kept;
+                self.costs(strategy, (None, self.run.training), strategy.recompute, false).kept;
             let again = if strategy.recompute == Recompute::None { 0 } else { attention + mlp };
             let backward = again + attention_gradient.max(mlp_gradient) + whole;
-            // The table of the embedding stays gathered.
+            // The table of the embedding stays gathered; a frozen one that no rank shards has no copy to gather.
+            let whole_table = strategy.zero_stage == 0 && !self.run.training.weights;
             let table = self.run.word() * self.run.table() / f64::from(strategy.tensor);
+            let table = if whole_table { 0.0 } else { table };
             return Bytes((logits + loss).min(backward).max(0) as u64 + table as u64);
         }
         let (pipeline, stage, shards) = (strategy.pipeline, strategy.zero_stage, strategy.shards());
@@ -591,13 +633,15 @@ impl Prices for CataloguePrices {
             BUCKET => memory::BUCKET,
             given => given.as_f64() / 4.0,
         };
-        let sizes = (self.run.live_parameters(), bucket);
-        let flat = memory::flat_buffers(trainer, elements as f64, pipeline, stage, shards, sizes);
+        let (elements, trained) = (held.elements as f64, held.trained as f64);
+        let sizes = (self.run.live_parameters(), bucket.min(trained));
+        let filled = if stage == 3 { elements } else { trained };
+        let flat = memory::flat_buffers(trainer, filled, pipeline, stage, shards, sizes);
         if trainer == Trainer::Deepspeed && stage == 3 {
             // The program has the gathered parameters of two blocks, which are among those that stay.
             let blocks = 2.0 * self.run.kernels().iter().map(Kernels::weights).sum::<f64>();
-            let counted = self.run.word() * blocks.min(sizes.0).min(elements as f64);
-            let second = self.run.second_copy(elements as f64);
+            let counted = self.run.word() * blocks.min(sizes.0).min(elements);
+            let second = self.run.second_copy(elements);
             return Bytes((flat - counted + second).max(0.0) as u64);
         }
         Bytes(flat as u64)

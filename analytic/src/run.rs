@@ -6,8 +6,8 @@ use crate::trainer::{AttentionKind, Trainer};
 use autodist_program::framework;
 use autodist_program::rules::{self, Rule};
 use autodist_spec::{
-    BlockSpec, InputError, Job, Kernels, ModelSpec, ParallelStrategy, Positions, Precision, Recompute,
-    ScheduleKind, Segment, Shard, StateStorage,
+    BlockSpec, InputError, Job, Kernels, LayerTraining, ModelSpec, ParallelStrategy, Positions, Precision,
+    Recompute, ScheduleKind, Segment, Shard, StateStorage,
 };
 use std::sync::Arc;
 
@@ -95,10 +95,14 @@ pub struct TrainingRun {
     pub broadcasts: bool,
     /// Whether each operation is a separate kernel.
     pub eager: bool,
+    /// Whether each operation keeps the tensors that its own backward pass needs.
+    pub keeps_each: bool,
     /// Whether the loss is one fused kernel, which keeps logits in 16 bits.
     pub fused_loss: bool,
     /// Bits and places of the state.
     pub states: StateStorage,
+    /// What of the block, and of the layer that is priced, is trained.
+    pub training: LayerTraining,
     /// Assumptions about unknown details of this run.
     pub assumptions: Vec<String>,
 }
@@ -126,8 +130,10 @@ impl TrainingRun {
             overlap: trainer.traits().overlaps_gradients,
             broadcasts: false,
             eager: trainer.traits().eager,
+            keeps_each: false,
             fused_loss: false,
             states: StateStorage::default(),
+            training: LayerTraining::WHOLE,
             assumptions: Vec::new(),
         }
     }

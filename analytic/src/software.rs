@@ -5,7 +5,9 @@ use crate::trainer::Trainer;
 use autodist_program::Framework;
 use autodist_program::framework::Abilities;
 use autodist_spec::job::Allow;
-use autodist_spec::{Bytes, Codec, InputError, Job, Optimizer, Precision, Recompute, ScheduleKind};
+use autodist_spec::{
+    Bytes, Codec, InputError, Job, Optimizer, Precision, Recompute, ScheduleKind, Trainable,
+};
 
 /// Micro-batches of a search that the job does not restrict; larger ones do not make GEMMs faster.
 const MICRO_BATCHES: [u32; 5] = [1, 2, 4, 8, 16];
@@ -52,6 +54,27 @@ pub fn check_precision(trainer: Trainer, precision: Precision) -> Result<(), Inp
     Ok(())
 }
 
+/// # Errors
+/// The trainer trains whole models only, or holds no weights in fewer bits.
+pub fn check_trainable(trainer: Trainer, trainable: &Trainable) -> Result<(), InputError> {
+    let abilities = trainer.abilities();
+    let able = |of: fn(Trainer) -> bool| {
+        let names = Trainer::ALL.iter().filter(|one| of(**one)).map(|one| one.name());
+        format!("give another trainer with `--trainer`: {}", names.collect::<Vec<_>>().join(", "))
+    };
+    if !trainable.is_all() && !abilities.freezes {
+        let field = if trainable.lora.is_some() { "--lora-rank" } else { "--freeze" };
+        return Err(InputError::new(field, trainable.label(), format!("is not supported by {trainer}"))
+            .hint(able(|one| one.abilities().freezes)));
+    }
+    if !trainable.base_bits.is_whole() && !abilities.quantises {
+        let problem = format!("is not supported by {trainer}, whose frozen weights are in 16 bits");
+        return Err(InputError::new("--base-bits", trainable.base_bits, problem)
+            .hint(able(|one| one.abilities().quantises)));
+    }
+    Ok(())
+}
+
 /// Restricts the options of a job to those that the trainer supports and the catalogue prices.
 ///
 /// # Errors
@@ -63,6 +86,7 @@ pub fn narrow(job: &mut Job, trainer: Trainer) -> Result<(), InputError> {
     }
     job.states = states::completed(trainer, &job.states).0;
     states::check_states(trainer, &job.states, &job.optimizer, job.precision)?;
+    check_trainable(trainer, &job.trainable)?;
     if let Some(stages) = states::stages(trainer, &job.states) {
         keep(
             "allow.zero_stage",

@@ -161,7 +161,8 @@ pub fn parameter_bytes(run: &TrainingRun, usual: ParameterBytes) -> [ParameterBy
     }
     if states.parameters.is_away() {
         host.weight = in_memory(states.parameters, device.weight);
-        device.weight = 0.0;
+        host.frozen = in_memory(states.parameters, device.frozen);
+        (device.weight, device.frozen) = (0.0, 0.0);
     }
     [device, host]
 }

@@ -1,6 +1,7 @@
 //! The work of one step on devices and links, priced by the hardware model alone; no parameter here is fitted
 //! to runs.
 
+use crate::adapters::AdapterWork;
 use crate::run::TrainingRun;
 use crate::trainer::{AttentionKind, TensorOverlap, Trainer};
 use autodist_hardware::{Attention, BACKWARD_OVER_FORWARD};
@@ -103,6 +104,8 @@ pub struct StepWork {
     /// Elements of the parameters of the device, and of one of its blocks.
     pub parameters: f64,
     pub parameters_of_block: f64,
+    /// Beside frozen layers of one block: of attention, and of the MLP.
+    pub(crate) adapters: [AdapterWork; 2],
 }
 
 impl StepWork {
@@ -121,14 +124,18 @@ impl StepWork {
     }
 
     fn linear(&mut self, run: &TrainingRun, [attention, mlp]: &[Kernels; 2]) {
+        self.adapters = [(Segment::Attention, attention), (Segment::Mlp, mlp)]
+            .map(|(segment, kernels)| AdapterWork::of(run, segment, kernels));
         for layer in &attention.linear {
             self.layer(run, layer);
         }
+        self.adapt(0);
         self.projections_forward = self.linear_forward;
         self.projections_backward = self.linear_backward;
         for layer in &mlp.linear {
             self.layer(run, layer);
         }
+        self.adapt(1);
         self.parameters_of_block = attention.weights() + mlp.weights();
     }
 
@@ -136,11 +143,17 @@ impl StepWork {
     fn layer(&mut self, run: &TrainingRun, layer: &Linear) {
         let Linear { count, rows, out, into, .. } = *layer;
         if count > 0.0 {
-            let (forward, backward) = linear_layer(run, rows, out, into);
+            let (forward, backward) = linear_layer(run, rows, out, into, run.training.weights);
             self.linear_forward = self.linear_forward + forward.times(count);
             self.linear_backward = self.linear_backward + backward.times(count);
             self.operands += rows * into * count;
         }
+    }
+
+    /// Adds the GEMMs of the adapters.
+    fn adapt(&mut self, segment: usize) {
+        self.linear_forward = self.linear_forward + self.adapters[segment].forward;
+        self.linear_backward = self.linear_backward + self.adapters[segment].backward;
     }
 
     fn attention(&mut self, run: &TrainingRun, core: &AttentionCore) {
@@ -187,8 +200,10 @@ impl StepWork {
         self.element_bytes_backward = run.word() * all().map(|one| one.backward_elements).sum::<f64>();
         let copies = Copies::of(run);
         self.gather_bytes = self.parameters_of_block * copies.gather;
+        let own = if run.training.weights { self.parameters_of_block } else { 0.0 };
+        let trained = own + self.adapters.iter().map(|one| one.elements).sum::<f64>();
         self.gradient_bytes =
-            self.parameters_of_block * (copies.gathers_again * copies.gather + copies.gradient);
+            self.parameters_of_block * copies.gathers_again * copies.gather + trained * copies.gradient;
     }
 
     fn head(&mut self, run: &TrainingRun) {
@@ -196,7 +211,7 @@ impl StepWork {
         let hidden = f64::from(run.model.hidden);
         // Embedding tables are padded so that every rank holds a multiple of 128 rows, as in Megatron.
         let rows = (f64::from(run.model.vocab) / 128.0 / tensor).ceil() * 128.0;
-        let (forward, backward) = linear_layer(run, tokens, rows, hidden);
+        let (forward, backward) = linear_layer(run, tokens, rows, hidden, run.training.weights);
         self.logit_gemms = forward + backward;
         self.logits = tokens * rows;
         // The gradient of the embedding table is zeroed as a whole and then accumulated, into the head's if
@@ -204,6 +219,9 @@ impl StepWork {
         let table = rows * hidden;
         let copies = Copies::of(run);
         let tied = run.model.tied_embeddings && run.layout.pipeline == 1;
+        if !run.training.weights {
+            return;
+        }
         // Embedding and head stay gathered from the forward pass on.
         let once = copies.gather + copies.gradient;
         let (embedding, head) = if tied { (sum_bytes(run), once) } else { (once, once) };
@@ -337,7 +355,7 @@ impl StepWork {
 }
 
 impl GemmTime {
-    fn times(self, factor: f64) -> Self {
+    pub(crate) fn times(self, factor: f64) -> Self {
         Self { plain: self.plain * factor, waves: self.waves * factor, unaligned: self.unaligned * factor }
     }
 }
@@ -398,8 +416,14 @@ fn sixteen_bits(run: &TrainingRun) -> Precision {
     if run.dtype == Precision::Fp8 { Precision::Bf16 } else { run.dtype }
 }
 
-/// GEMMs of the forward pass; and of the input and weight gradients.
-fn linear_layer(run: &TrainingRun, rows: f64, out: f64, into: f64) -> (GemmTime, GemmTime) {
+/// GEMMs of the forward pass; and of the gradients of the input and, if they are trained, of the weights.
+pub(crate) fn linear_layer(
+    run: &TrainingRun,
+    rows: f64,
+    out: f64,
+    into: f64,
+    trained: bool,
+) -> (GemmTime, GemmTime) {
     let gemm = |m: f64, n: f64, k: f64| {
         let side = |x: f64| x.ceil().max(1.0) as u64;
         let plain = run.machine.gemms(run.dtype, 1, side(m), side(n), side(k));
@@ -409,7 +433,8 @@ fn linear_layer(run: &TrainingRun, rows: f64, out: f64, into: f64) -> (GemmTime,
         GemmTime { plain, waves, unaligned }
     };
     // Libraries split the long inner dimension of the weight gradient GEMM (split-K), which fills all waves.
-    let of_weights = GemmTime { waves: 0.0, ..gemm(out, into, rows) };
+    let of_weights =
+        if trained { GemmTime { waves: 0.0, ..gemm(out, into, rows) } } else { GemmTime::default() };
     (gemm(rows, out, into), gemm(rows, into, out) + of_weights)
 }
 

@@ -48,7 +48,7 @@ fn bench(criterion: &mut Criterion) {
         bencher.iter(|| {
             let (outline, strategy) = (black_box(&outline), black_box(&strategy));
             let time = costs.outline_bound(outline, &model, strategy, program.micro_batches).unwrap();
-            black_box((time, outline.memory_floor(strategy, costs.parameter_bytes(strategy), &orders)))
+            black_box((time, outline.memory_floor(&job, strategy, costs.parameter_bytes(strategy), &orders)))
         });
     });
     group.finish();

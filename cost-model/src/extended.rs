@@ -9,8 +9,8 @@ use crate::measured::{ProfilePrices, SegmentPrice, Unpriced};
 use crate::prices::{CollectiveQuery, MessageQuery, Prices, SegmentQuery};
 use autodist_program::residual_stream;
 use autodist_spec::{
-    Algorithm, Bytes, Cluster, Collective, Link, ModelSpec, ParallelStrategy, Pass, Profile, Provenance,
-    Segment, SegmentCost, Shard,
+    Algorithm, Bytes, Cluster, Collective, LayerTraining, Link, ModelSpec, ParallelStrategy, Pass, Profile,
+    Provenance, Segment, SegmentCost, Shard,
 };
 use std::sync::Arc;
 
@@ -144,8 +144,16 @@ impl ExtendedPrices {
             let strategy =
                 ParallelStrategy { tensor, recompute, ..ParallelStrategy::data_parallel(1, micro_batch) };
             let block = self.law.model.block(1);
-            let query =
-                SegmentQuery { block, segment, pass, recompute, strategy: &strategy, micro_batches: 1 };
+            let training = LayerTraining::WHOLE;
+            let query = SegmentQuery {
+                block,
+                training,
+                segment,
+                pass,
+                recompute,
+                strategy: &strategy,
+                micro_batches: 1,
+            };
             let anchor = ParallelStrategy { tensor: from, ..strategy.clone() };
             let Ok(extended) = self.scaled(&query, &anchor) else { continue };
             let seconds = cost.time.median_s.0;
@@ -306,7 +314,13 @@ impl Law {
         let stream = (tokens * u64::from(self.model.hidden) * self.word) as f64;
         let split = f64::from(base.strategy.tensor) / f64::from(query.strategy.tensor);
         let kept = |query: &SegmentQuery| {
-            stream * residual_stream(query.segment, query.pass, query.recompute, query.strategy)
+            stream
+                * residual_stream(
+                    query.segment,
+                    query.pass,
+                    (query.recompute, query.training.backward),
+                    query.strategy,
+                )
         };
         let inside = measured.growth_bytes as f64 - kept(base);
         let growth = kept(query) + inside * split;
@@ -441,7 +455,9 @@ mod tests {
             };
             let (two, four) = (at(2), at(4));
             let block = law.model.block(1);
-            let query = SegmentQuery { block, segment, pass, recompute, strategy: &four, micro_batches: 1 };
+            let training = LayerTraining::WHOLE;
+            let query =
+                SegmentQuery { block, training, segment, pass, recompute, strategy: &four, micro_batches: 1 };
             let base = SegmentQuery { strategy: &two, ..query };
             let bytes = |streams: f64| (streams * stream) as i64;
             let measured = SegmentPrice {

@@ -114,10 +114,17 @@ impl CostModel {
         split: &ParallelStrategy,
         classes: ClassRange,
     ) -> Result<LayerCosts, Unpriced> {
-        let distinct = model.distinct_blocks();
-        let blocks: Vec<BlockSpec> = distinct.iter().map(|(layer, _)| model.block(*layer)).collect();
+        let distinct = job.trainable.distinct_blocks(model);
+        let blocks: Vec<BlockSpec> = distinct.iter().map(|layer| model.block(*layer)).collect();
         let small = model.clone().with_blocks(&blocks);
-        let alone = Job { global_batch: split.micro_batch.saturating_mul(split.expert), ..job.clone() };
+        // Two replicas: a single rank has copies in place of its collectives, which other splits do without, so that its
+        // costs would be no lower bound of theirs.
+        let replicas = split.expert.saturating_mul(2);
+        let alone = Job {
+            global_batch: split.micro_batch.saturating_mul(replicas),
+            trainable: job.trainable.of_blocks(&distinct),
+            ..job.clone()
+        };
         let strategy = ParallelStrategy {
             tensor: split.tensor,
             context: split.context,
@@ -125,7 +132,7 @@ impl CostModel {
             sequence_parallel: split.sequence_parallel,
             recompute: split.recompute,
             // Experts are distributed over data-parallel ranks.
-            ..ParallelStrategy::data_parallel(split.expert, split.micro_batch)
+            ..ParallelStrategy::data_parallel(replicas, split.micro_batch)
         };
         let whole = stages::from_ends(&small, &[0, small.chain_len()], split.recompute);
         let program = Program::compile(&small, &alone, strategy.devices() as u32, &strategy, &whole)
@@ -149,11 +156,11 @@ impl CostModel {
             })
         };
         let mut costs: Vec<LayerCost> = Vec::with_capacity(model.chain_len());
-        for (layer, first) in model.alike().into_iter().enumerate() {
+        for (layer, first) in job.trainable.alike(model).into_iter().enumerate() {
             let known = costs.get(first).copied();
             let small_layer = match model.kind(layer) {
                 LayerKind::Embedding => 0,
-                LayerKind::Block => 1 + distinct.iter().filter(|(other, _)| *other < first).count(),
+                LayerKind::Block => 1 + distinct.iter().filter(|other| **other < first).count(),
                 LayerKind::Head => distinct.len() + 1,
             };
             costs.push(known.map_or_else(|| cost(small_layer), Ok)?);

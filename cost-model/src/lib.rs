@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use autodist_cost_model::{CostModel, synthetic};
-//! use autodist_program::{Program, stages};
+//! use autodist_program::{Held, Program, stages};
 //! use autodist_spec::{Job, catalog, strategy::ParallelStrategy};
 //! let model = catalog::model("tiny-llama").unwrap();
 //! let job = Job::new(8, 128);
@@ -54,7 +54,7 @@ pub use priced::Priced;
 pub use prices::{CollectiveQuery, MessageQuery, ParameterBytes, Prices, Purpose, SegmentQuery, StepCosts};
 pub use simulate::Simulation;
 
-use autodist_program::Program;
+use autodist_program::{Held, Program};
 use autodist_spec::profile::{CollectiveCost, Interference, Profile};
 use autodist_spec::{
     Algorithm, Bytes, ClassRange, Cluster, CodecProbe, DeviceClasses, DeviceKind, Engine, Estimate, Job,
@@ -375,8 +375,8 @@ impl CostModel {
         self.prices.iter().map(|prices| prices.update_buffers(elements, strategy)).max().unwrap_or_default()
     }
 
-    pub(crate) fn buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {
-        self.prices.iter().map(|prices| prices.buffers(elements, strategy)).max().unwrap_or_default()
+    pub(crate) fn buffers(&self, held: &Held, strategy: &ParallelStrategy) -> Bytes {
+        self.prices.iter().map(|prices| prices.buffers(held, strategy)).max().unwrap_or_default()
     }
 
     /// A collective of a program among devices of these classes, where only the shape of the groups matters.

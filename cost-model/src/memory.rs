@@ -6,10 +6,11 @@ use crate::offload::{Begins, Copied};
 use crate::priced::{Priced, Pricer};
 use crate::prices::ParameterBytes;
 use autodist_program::{
-    Body, BodyKind, Bucket, Instruction, Op, Operand, Program, RankProgram, Residence, TensorCollective,
-    Transfer,
+    Body, BodyKind, Bucket, BucketLayer, Held, Instruction, Op, Operand, Program, RankProgram, Residence,
+    TensorCollective, Transfer,
 };
-use autodist_spec::{Bytes, LayerKind, MemoryBreakdown, ParallelStrategy, Pass};
+use autodist_spec::{BaseBits, Bytes, Job, LayerKind, MemoryBreakdown, ParallelStrategy, Pass, Precision};
+use std::ops::Add;
 
 /// Live bytes that change within a step, by account. Signed: a body may free memory that it did not allocate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -141,10 +142,10 @@ fn visited(
             Instruction::Start { transfer: Transfer::Gather, bucket }
                 if rank.buckets()[bucket].residence.shards_parameters() && within_pass =>
             {
-                account.live.buffers += working_bytes(program, rank.buckets()[bucket].padded);
+                account.live.buffers += program.gathered_bytes(&rank.buckets()[bucket]).0 as i64;
             }
             Instruction::Release { bucket } if within_pass => {
-                account.live.buffers -= working_bytes(program, rank.buckets()[bucket].padded);
+                account.live.buffers -= program.gathered_bytes(&rank.buckets()[bucket]).0 as i64;
             }
             Instruction::Wait { transfer: Transfer::Reduce, bucket } if whole_gradients[bucket] => {
                 account.live.gradients -= pricer.whole_gradients(&rank.buckets()[bucket]);
@@ -171,7 +172,7 @@ fn allocate_gradients(
         bucket.layers.iter().any(|l| (l.layer == layer && !bucket.copy) || (tied_head && l.layer == 0))
     };
     for (index, bucket) in rank.buckets().iter().enumerate() {
-        if bucket.residence.shards_gradients() && written(bucket) && !whole[index] {
+        if bucket.residence.shards_gradients() && bucket.trained > 0 && written(bucket) && !whole[index] {
             whole[index] = true;
             account.live.gradients += pricer.whole_gradients(bucket);
         }
@@ -198,23 +199,42 @@ fn tensor_collective(
     }
 }
 
-/// Bytes of `each` per parameter of these buckets: whole, or this rank's shard of those that are `sharded`.
-fn kept(buckets: &[Bucket], each: f64, sharded: fn(Residence) -> bool) -> Bytes {
-    let held = |bucket: &Bucket| {
-        if sharded(bucket.residence) { bucket.shard_elements() } else { bucket.padded }
-    };
-    Bytes((buckets.iter().map(held).sum::<usize>() as f64 * each).round() as u64)
+/// What a rank holds of these buckets: whole, or its shard of those that are `sharded`.
+fn held(buckets: &[Bucket], sharded: fn(Residence) -> bool) -> Held {
+    let of = |bucket: &Bucket| bucket.held(sharded(bucket.residence));
+    buckets.iter().map(of).fold(Held::default(), Held::add)
 }
 
-/// Weights, gradients and optimizer state of `elements` parameters on one rank, without padding: a lower
-/// bound of a compiled program (Rajbhandari et al., 1910.02054, figure 1).
-pub fn persistent_bytes(elements: u64, strategy: &ParallelStrategy, bytes: &ParameterBytes) -> u64 {
-    let sharded = elements / u64::from(strategy.shards());
+/// Bytes of `each` per trained parameter of these buckets.
+fn kept(buckets: &[Bucket], each: f64, sharded: fn(Residence) -> bool) -> Bytes {
+    Bytes((held(buckets, sharded).trained as f64 * each).round() as u64)
+}
+
+/// Bytes of the weights of these buckets.
+fn weights(program: &Program, buckets: &[Bucket], each: &ParameterBytes) -> Bytes {
+    let held = held(buckets, Residence::shards_parameters);
+    Bytes(each.weights(&held, quantised_part(program.precision, program.base_bits)).round() as u64)
+}
+
+/// Bytes of a quantised weight, relative to those of another frozen one.
+fn quantised_part(precision: Precision, bits: BaseBits) -> f64 {
+    let whole = precision.working(1).as_f64();
+    bits.bytes(whole) / whole
+}
+
+/// Weights, gradients and optimizer state of parameters on one rank, without padding: a lower bound of a compiled
+/// program (Rajbhandari et al., 1910.02054, figure 1).
+pub fn persistent_bytes(all: &Held, job: &Job, strategy: &ParallelStrategy, bytes: &ParameterBytes) -> u64 {
+    let shards = strategy.shards() as usize;
+    let part = |elements: usize| elements / shards;
+    let shard =
+        Held { elements: part(all.elements), trained: part(all.trained), quantised: part(all.quantised) };
     let residence = Residence::of(strategy);
-    let part = |is_sharded: bool| (if is_sharded { sharded } else { elements }) as f64;
-    let all = bytes.weight * part(residence.shards_parameters())
-        + bytes.gradient * part(residence.shards_gradients())
-        + bytes.state * part(residence.shards_state());
+    let held = |is_sharded: bool| if is_sharded { &shard } else { all };
+    let quantised = quantised_part(job.precision, job.trainable.base_bits);
+    let all = bytes.weights(held(residence.shards_parameters()), quantised)
+        + bytes.gradient * held(residence.shards_gradients()).trained as f64
+        + bytes.state * held(residence.shards_state()).trained as f64;
     all.floor() as u64
 }
 
@@ -230,7 +250,8 @@ fn fuller_end(
 ) -> MemoryBreakdown {
     let ends = [0, program.model.chain_len() - 1];
     let layers = rank.buckets().iter().flat_map(|bucket| &bucket.layers);
-    let elements = layers.filter(|layer| ends.contains(&layer.layer)).map(|layer| layer.elements).sum();
+    let trained = |layer: &&BucketLayer| ends.contains(&layer.layer) && program.training[layer.layer].weights;
+    let elements = layers.filter(trained).map(|layer| layer.elements).sum();
     let reduced = 2 * working_bytes(program, elements) + f32_bytes(elements);
     let end = MemoryBreakdown {
         activations_bytes: Bytes::ZERO,
@@ -275,7 +296,7 @@ impl Priced<'_> {
         if *each == ParameterBytes::default() && !self.costs.activations_on_host {
             return Bytes::ZERO;
         }
-        let state = kept(rank.buckets(), each.weight, Residence::shards_parameters)
+        let state = weights(self.program, rank.buckets(), each)
             + kept(rank.buckets(), each.gradient, Residence::shards_gradients)
             + kept(rank.buckets(), each.state, Residence::shards_state);
         state + self.most_on_host(index)
@@ -299,20 +320,22 @@ impl Priced<'_> {
         let peak = self.step_peak(index);
         let bytes = |n: i64| Bytes(n.max(0) as u64);
         let (state, scratch) = coding::memory(program, index, self.costs.on_accelerators);
-        let elements = rank.buckets().iter().map(|bucket| bucket.elements as u64).sum();
+        let all = rank.buckets().iter().map(Bucket::unpadded).fold(Held::default(), Held::add);
+        let trained = all.trained as u64;
         let staging = self.costs.staging_bytes * communicators(program, index)
             + Bytes(state + scratch)
-            + self.costs.buffers(elements, strategy);
+            + self.costs.buffers(&all, strategy);
         let staging = match strategy.zero_stage {
             // Gathered parameters in the training precision, and whole gradients, which accumulate in fp32.
             3 if self.costs.stays_gathered(strategy) => {
-                staging + program.precision.working(elements) + Bytes::of_f32(elements)
+                let gathered: Bytes = rank.buckets().iter().map(|one| program.gathered_bytes(one)).sum();
+                staging + gathered + Bytes::of_f32(trained)
             }
-            2 if self.costs.stays_gathered(strategy) => staging + Bytes::of_f32(elements),
+            2 if self.costs.stays_gathered(strategy) => staging + Bytes::of_f32(trained),
             _ => staging,
         };
         let mut memory = MemoryBreakdown {
-            weights_bytes: kept(rank.buckets(), each.weight, Residence::shards_parameters),
+            weights_bytes: weights(program, rank.buckets(), each),
             gradients_bytes: kept(rank.buckets(), each.gradient, Residence::shards_gradients)
                 + bytes(peak.gradients),
             optimizer_state_bytes: kept(rank.buckets(), each.state, Residence::shards_state),
@@ -324,7 +347,7 @@ impl Priced<'_> {
         if self.costs.frees_gradients && program.micro_batches == 1 && program.mesh.pipeline == 1 {
             memory = fuller_end(memory, bytes(peak.gradients), program, rank);
         }
-        let at_update = self.costs.update_buffers(elements, strategy);
+        let at_update = self.costs.update_buffers(trained, strategy);
         let in_passes =
             memory.activations_bytes + memory.temporary_bytes + bytes(peak.gradients) + bytes(peak.buffers);
         if at_update > in_passes {

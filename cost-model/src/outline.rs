@@ -6,8 +6,9 @@ use crate::curve::Price;
 use crate::layers::RankCosts;
 use crate::measured::Unpriced;
 use crate::prices::{MessageQuery, ParameterBytes};
+use autodist_program::Held;
 use autodist_program::schedule::{self, Extent, SlotKind};
-use autodist_spec::{Job, ModelSpec, ParallelStrategy, Seconds, Stage};
+use autodist_spec::{Job, LayerTraining, ModelSpec, ParallelStrategy, Seconds, Stage};
 
 /// Costs of the chunks of a pipeline, summed: independent of data parallelism, ZeRO, schedule and buckets.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,7 +17,7 @@ pub struct Outline {
     /// Bytes that a forward pass of the chunk leaves allocated, including its send/recv buffers.
     growth: Vec<i64>,
     /// Parameters on tensor rank 0, by pipeline rank.
-    elements: Vec<u64>,
+    held: Vec<Held>,
 }
 
 /// Number of forward passes of each chunk that a rank runs before its first backward.
@@ -34,15 +35,15 @@ impl Outline {
         let parts = if strategy.sequence_parallel { strategy.tensor } else { 1 };
         let tokens = u64::from(job.seq_len) * u64::from(strategy.micro_batch) / u64::from(strategy.context);
         let flow = job.precision.working(tokens * u64::from(model.hidden) / u64::from(parts)).0 as i64;
-        let mut parameters: Vec<u64> = Vec::with_capacity(model.chain_len());
-        for (layer, first) in model.alike().into_iter().enumerate() {
+        let training = job.trainable.layers(model);
+        let mut parameters: Vec<Held> = Vec::with_capacity(model.chain_len());
+        for (layer, first) in LayerTraining::alike(&training, model).into_iter().enumerate() {
             let known = parameters.get(first).copied();
-            parameters.push(known.unwrap_or_else(|| {
-                let local = model.parameters(layer).into_iter().map(|one| one.distributed(strategy.expert));
-                local.map(|one| one.local_elements(0, strategy.tensor)).sum()
-            }));
+            let of = || Held::of(model, (layer, &training[layer]), strategy.tensor, strategy.expert);
+            parameters.push(known.unwrap_or_else(of));
         }
-        let mut outline = Self { chunks: Vec::new(), growth: Vec::new(), elements: vec![0; pipeline] };
+        let mut outline =
+            Self { chunks: Vec::new(), growth: Vec::new(), held: vec![Held::default(); pipeline] };
         for (chunk, stage) in stages.iter().enumerate() {
             let (mut work, mut launches, mut growth) = (ChunkWork::default(), [0.0; 2], 0);
             for layer in stage.layers() {
@@ -51,7 +52,8 @@ impl Outline {
                 work.backward += cost.backward.seconds;
                 launches = [0, 1].map(|pass| launches[pass] + cost.launches[pass]);
                 growth += cost.forward_growth;
-                outline.elements[strategy.rank_of(chunk)] += parameters[layer];
+                let rank = strategy.rank_of(chunk);
+                outline.held[rank] = outline.held[rank] + parameters[layer];
             }
             if costs.receives_block {
                 // The host launches a pass that waited for another rank only then.
@@ -65,7 +67,7 @@ impl Outline {
             outline.growth.push(growth);
         }
         if model.tied_embeddings && pipeline > 1 {
-            outline.elements[pipeline - 1] += parameters[0];
+            outline.held[pipeline - 1] = outline.held[pipeline - 1] + parameters[0];
         }
         outline
     }
@@ -73,15 +75,16 @@ impl Outline {
     /// Lower bounds of the bytes on the first and on the last pipeline rank, with their passes `in_flight`.
     pub fn memory_floor(
         &self,
+        job: &Job,
         strategy: &ParallelStrategy,
         bytes: &ParameterBytes,
         in_flight: &[InFlight; 2],
     ) -> [u64; 2] {
-        let ranks = [0, self.elements.len() - 1];
+        let ranks = [0, self.held.len() - 1];
         [0, 1].map(|end| {
             let kept: i64 = in_flight[end].iter().map(|(chunk, count)| self.growth[*chunk] * count).sum();
-            let held = self.elements[ranks[end]];
-            crate::persistent_bytes(held, strategy, bytes) + kept.max(0) as u64
+            let held = self.held[ranks[end]];
+            crate::persistent_bytes(&held, job, strategy, bytes) + kept.max(0) as u64
         })
     }
 }

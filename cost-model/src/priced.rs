@@ -208,7 +208,7 @@ impl<'a> Pricer<'a> {
     /// As `new`, with the classes of the devices of each pipeline rank.
     pub fn on(costs: &'a CostModel, program: &'a Program, classes: Vec<ClassRange>) -> Self {
         let occupancy = vec![LinkOccupancy::default(); program.ranks.len()];
-        let alike = program.model.alike();
+        let alike = program.alike();
         let (segments, tensor) = (BTreeMap::new(), BTreeMap::new());
         Self { costs, program, classes, alike, segments, tensor, occupancy }
     }
@@ -290,7 +290,8 @@ impl<'a> Pricer<'a> {
         }
         let Program { model, strategy, micro_batches, .. } = self.program;
         let (block, micro_batches) = (model.block(layer), *micro_batches);
-        let query = SegmentQuery { block, segment, pass, recompute, strategy, micro_batches };
+        let training = self.program.training[layer];
+        let query = SegmentQuery { block, training, segment, pass, recompute, strategy, micro_batches };
         let price = self.costs.segment(&query, classes)?;
         known[slot] = Some(price);
         Ok(price)
@@ -413,7 +414,7 @@ impl<'a> Pricer<'a> {
 
     /// Bytes of the gradients of a bucket before they are reduced to shards.
     pub fn whole_gradients(&self, bucket: &Bucket) -> i64 {
-        (self.costs.whole_gradient_bytes * bucket.padded as f64).round() as i64
+        (self.costs.whole_gradient_bytes * bucket.gradients() as f64).round() as i64
     }
 
     pub fn activations_on_host(&self) -> bool {
@@ -437,9 +438,9 @@ impl<'a> Pricer<'a> {
             return Price::ZERO;
         }
         let bucket = &rank.buckets()[bucket];
-        let shard = bucket.shard_elements() as f64;
+        let shard = bucket.shard_gradients() as f64;
         let seconds =
-            self.costs.zero_s_per_element * bucket.padded as f64 + self.costs.add_s_per_element * shard;
+            self.costs.zero_s_per_element * bucket.gradients() as f64 + self.costs.add_s_per_element * shard;
         Price { seconds, ..Price::ZERO }
     }
 

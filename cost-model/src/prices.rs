@@ -3,11 +3,11 @@
 use crate::curve::Price;
 use crate::measured::{SegmentPrice, Unpriced};
 use crate::peak::PeakError;
-use autodist_program::Transfer;
+use autodist_program::{Held, Transfer};
 use autodist_spec::profile::Interference;
 use autodist_spec::{
-    Algorithm, BlockSpec, Bytes, Collective, Optimizer, ParallelStrategy, Pass, Precision, Recompute,
-    Seconds, Segment,
+    Algorithm, BlockSpec, Bytes, Collective, LayerTraining, Optimizer, ParallelStrategy, Pass, Precision,
+    Recompute, Seconds, Segment,
 };
 use std::fmt;
 
@@ -16,6 +16,8 @@ use std::fmt;
 pub struct SegmentQuery<'a> {
     /// The block of the segment; any of the model's for the embedding and the head.
     pub block: BlockSpec,
+    /// What of the segment's layer is trained.
+    pub training: LayerTraining,
     pub segment: Segment,
     pub pass: Pass,
     /// Policy of the block; the strategy's policy applies only to some blocks.
@@ -103,16 +105,16 @@ pub trait Prices: fmt::Debug + Send + Sync {
         Bytes::ZERO
     }
 
-    /// Bytes of the buffers that a rank with this number of parameters needs in the optimizer's update, when it has no
-    /// activations.
+    /// Bytes of the buffers that a rank with this number of trained parameters needs in the optimizer's update, when it
+    /// has no activations.
     fn update_buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {
         let _ = (elements, strategy);
         Bytes::ZERO
     }
 
-    /// Bytes of the buffers that a rank with this number of parameters keeps beside its tensors.
-    fn buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {
-        let _ = (elements, strategy);
+    /// Bytes of the buffers that a rank with these parameters keeps beside its tensors.
+    fn buffers(&self, held: &Held, strategy: &ParallelStrategy) -> Bytes {
+        let _ = (held, strategy);
         Bytes::ZERO
     }
 }
@@ -120,7 +122,10 @@ pub trait Prices: fmt::Debug + Send + Sync {
 /// Bytes that a rank keeps for each of its parameters throughout a step.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ParameterBytes {
+    /// Bytes of a trained weight.
     pub weight: f64,
+    /// Bytes of a frozen weight, unless it is quantised.
+    pub frozen: f64,
     /// Bytes of an accumulated gradient.
     pub gradient: f64,
     /// Bytes of the optimizer's moments and the master weight.
@@ -132,7 +137,14 @@ impl ParameterBytes {
     pub fn of(precision: Precision, optimizer: Optimizer) -> Self {
         let fp32 = Bytes::of_f32(1).as_f64();
         let state = optimizer.state_elements() + u64::from(precision.is_mixed());
-        Self { weight: precision.working(1).as_f64(), gradient: fp32, state: fp32 * state as f64 }
+        let weight = precision.working(1).as_f64();
+        Self { weight, frozen: weight, gradient: fp32, state: fp32 * state as f64 }
+    }
+
+    /// Bytes of weights, of which the quantised ones have `quantised` of the bytes of another frozen one.
+    pub fn weights(&self, held: &Held, quantised: f64) -> f64 {
+        let frozen = held.elements.saturating_sub(held.trained + held.quantised) as f64;
+        self.weight * held.trained as f64 + self.frozen * (frozen + quantised * held.quantised as f64)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The file of `accelerate launch --config_file`.
 
 use crate::document::{Document, product, quotient};
+use crate::kernels::{self, KernelNames};
 use crate::launch::Script;
 use crate::recompute;
 use crate::row::{
@@ -10,6 +11,7 @@ use crate::row::{
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
 use crate::states;
+use crate::trainable;
 use crate::unsupported::{KeyRule, approximated, ignored, refused};
 use crate::{DeepSpeedKeys, Export, Exporter, File, Files};
 use autodist_spec::{InputError, Precision, Recompute};
@@ -17,6 +19,10 @@ use autodist_spec::{InputError, Precision, Recompute};
 pub struct Accelerate;
 
 impl Exporter for Accelerate {
+    fn kernels(&self, document: &Document) -> Result<KernelNames, InputError> {
+        kernels::of_transformers(document)
+    }
+
     fn version(&self) -> &'static str {
         "Accelerate 1.15"
     }
@@ -223,6 +229,7 @@ pub(crate) fn refuse_zero(settings: &Settings, draft: &mut Draft) {
 }
 
 static UNSUPPORTED: &[UnsupportedField] = &[
+    trainable::BY_SCRIPT,
     NO_PIPELINE[0],
     NO_PIPELINE[1],
     NO_PIPELINE[2],

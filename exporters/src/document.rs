@@ -33,6 +33,9 @@ pub struct Document {
     read: RefCell<BTreeSet<String>>,
 }
 
+/// Flags with a list of words.
+const WORD_LISTS: [&str; 4] = ["lora_target_modules", "lora-target-modules", "target_modules", "lora_target"];
+
 /// The key under which a script's `NVIDIA_TF32_OVERRIDE=1` is read.
 pub const TF32_SWITCH: &str = "nvidia-tf32-override";
 
@@ -527,8 +530,11 @@ impl Document {
             } else if let Some(flag) = open.take() {
                 document.add_value(&flag, &word)?;
                 filled = Some(flag);
-            } else if let Some(flag) = filled.as_ref().filter(|_| word.parse::<f64>().is_ok()) {
-                // Flags with several numbers.
+            } else if let Some(flag) = filled
+                .as_ref()
+                .filter(|flag| word.parse::<f64>().is_ok() || WORD_LISTS.contains(&flag.as_str()))
+            {
+                // Flags with several numbers or words.
                 document.append(flag, &word);
             } else {
                 filled = None;

@@ -7,6 +7,7 @@ use crate::row::{
 };
 use crate::settings::{Field, Settings};
 use crate::states::NO_STATES;
+use crate::trainable;
 use crate::unsupported::{KeyRule, approximated, refused};
 use crate::{Export, Exporter, File, Files};
 use autodist_spec::{InputError, Precision, Recompute, ScheduleKind};
@@ -87,6 +88,7 @@ static RULES: &[KeyRule] = &[
 ];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
+    trainable::NO_TRAINABLE,
     NO_STATES,
     instead(Field::Data, "the processes that torchrun starts, divided by the other degrees"),
     instead(Field::Model, "the training script builds the model"),

@@ -1,6 +1,7 @@
 //! Reads trainers' files.
 
 use crate::document::Document;
+use crate::kernels::KernelNames;
 use crate::settings::{CommandLine, Field, Settings};
 use crate::unsupported::{self, OtherKeys};
 use crate::{DeepSpeedKeys, Exporter, Target};
@@ -21,6 +22,7 @@ pub struct Imported {
     pub others: OtherKeys,
     /// Whether training is based on DeepSpeed.
     pub deepspeed: bool,
+    pub kernels: KernelNames,
     /// Keys of the file that affect a field.
     keys: BTreeMap<Field, String>,
 }
@@ -226,6 +228,7 @@ fn read(
         return Err(InputError::new("", "", format!("contains no setting of {}", target.name()))
             .hint(format!("give {}, or name another trainer with `--from`", exporter.forms())));
     }
+    let kernels = exporter.kernels(document).map_err(spelled)?;
     // What a row has understood, the details beside it belong to.
     let command = CommandLine {
         fp8: settings.command.fp8 || settings.precision == Precision::Fp8,
@@ -235,7 +238,7 @@ fn read(
     let others =
         unsupported::sort(exporter.rows(), &exporter.rules(), document, &command).map_err(spelled)?;
     let deepspeed = exporter.uses_deepspeed(document);
-    Ok(Imported { settings, known, others, deepspeed, keys })
+    Ok(Imported { settings, known, others, deepspeed, kernels, keys })
 }
 
 /// Adds the flag that overrides a wrong value.
@@ -243,6 +246,28 @@ fn overridable(error: InputError, field: Field) -> InputError {
     let Some(flag) = field.flag() else { return error };
     let hint = format!("{}, or give `{flag}`: flags override the file", error.hint);
     error.hint(hint)
+}
+
+/// The settings of DeepSpeed that ms-swift has under a name: a stage, with offload to the host or without.
+fn preset(name: &str) -> Option<String> {
+    let (stage, offloads) = match name.strip_suffix("_offload") {
+        Some(stage) => (stage, true),
+        None => (name, false),
+    };
+    let stage: u8 = stage.strip_prefix("zero")?.parse().ok().filter(|stage| *stage <= 3)?;
+    let device = if offloads { "cpu" } else { "none" };
+    let parameters = if stage == 3 { device } else { "none" };
+    let auto = ["train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"];
+    let mut settings: serde_json::Map<_, _> =
+        auto.map(|key| (key.to_owned(), "auto".into())).into_iter().collect();
+    settings.insert("bf16".to_owned(), serde_json::json!({"enabled": "auto"}));
+    let sharding = serde_json::json!({
+        "stage": stage,
+        "offload_optimizer": {"device": device},
+        "offload_param": {"device": parameters},
+    });
+    settings.insert("zero_optimization".to_owned(), sharding);
+    Some(Value::Object(settings).to_string())
 }
 
 /// Reads the settings of DeepSpeed in a trainer's file, or in the file that it names, by DeepSpeed's own rows
@@ -265,6 +290,7 @@ fn include(
             text::check(key, &name)?;
             // A script may have written it itself.
             let found = document.written.get(&name).cloned().map_or_else(|| open(&name), Ok);
+            let found = found.or_else(|error| preset(&name).ok_or(error));
             let text = match (found, command.fields.get(&Field::ZeroStage)) {
                 (Ok(text), _) => text,
                 (Err(_), Some(stage)) => {

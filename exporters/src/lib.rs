@@ -8,10 +8,12 @@
 #![forbid(unsafe_code)]
 
 mod accelerate;
+mod axolotl;
 mod deepspeed;
 mod document;
 mod galvatron;
 mod import;
+mod kernels;
 mod kubernetes;
 mod launch;
 pub mod logs;
@@ -29,12 +31,14 @@ mod slurm;
 mod stages;
 mod states;
 mod torchtitan;
+mod trainable;
 mod transformers;
 mod unsupported;
 mod yaml;
 
 pub use document::Document;
 pub use import::{Files, Imported, import, import_with};
+pub use kernels::KernelNames;
 pub use launch::{Machines, quoted};
 pub use row::{FieldMapping, Note, Otherwise, UnsupportedField};
 pub use settings::{CommandLine, Field, Settings};
@@ -159,6 +163,14 @@ pub trait Exporter: Sync {
     /// # Errors
     /// If the text is not in the trainer's file format.
     fn parse(&self, text: &str, open: Files) -> Result<Document, InputError>;
+
+    /// The kernels that the file names, or that the trainer has by default.
+    ///
+    /// # Errors
+    /// A kernel that is not known.
+    fn kernels(&self, _document: &Document) -> Result<KernelNames, InputError> {
+        Ok(KernelNames::default())
+    }
 
     /// The name of a model that the file gives in place of its sizes, and its key.
     fn model_name(&self, _document: &Document) -> Option<(&'static str, String)> {

@@ -7,6 +7,7 @@ use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField, instead, refuse,
 };
 use crate::settings::{Field, Settings};
+use crate::trainable;
 use crate::unsupported::{KeyRule, approximated, ignored, refused, refused_unless};
 use crate::{Export, Exporter, File, Files};
 use autodist_spec::{Codec, InputError, Precision};
@@ -130,8 +131,8 @@ impl Exporter for MegatronBridge {
     }
 
     fn rows(&self) -> &'static [FieldMapping] {
-        // All but the first two: the recipe has the model, and types of the state that a file cannot override.
-        &ROWS[2..]
+        // All but the first three: the recipe has the model, types of the state that a file cannot override, and adapters.
+        &ROWS[3..]
     }
 
     fn unsupported_fields(&self) -> &'static [UnsupportedField] {
@@ -342,6 +343,7 @@ static BRIDGE: &[KeyRule] = &[
 ];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
+    trainable::NO_TRAINABLE,
     instead(Field::Model, "the recipe builds the model: use the recipe of this model"),
     refuse(
         Field::States,

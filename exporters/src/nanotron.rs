@@ -8,6 +8,7 @@ use crate::row::{
 };
 use crate::settings::Field;
 use crate::states;
+use crate::trainable;
 use crate::unsupported::{KeyRule, approximated, ignored, refused};
 use crate::{Ask, Export, Exporter, File, Files};
 use autodist_spec::{
@@ -169,6 +170,7 @@ static RULES: &[KeyRule] = &[
 ];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
+    trainable::NO_TRAINABLE,
     refuse(Field::VirtualStages, "it runs one stage per pipeline rank", "plan with --vpp 1"),
     instead(Field::Stages, "it splits the blocks by its own cost model, as evenly as possible"),
     refuse(Field::Gradients, "it has no gradient compression", "plan with allow.codecs = [\"none\"]"),

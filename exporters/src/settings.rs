@@ -3,7 +3,7 @@
 use crate::document::{LARGEST_SIZE, shortest};
 use autodist_spec::{
     Algorithm, Codec, Hyperparameter, LayerKind, LearningRate, ModelSpec, Optimizer, ParallelStrategy, Plan,
-    Precision, Recompute, ScheduleKind, Stage, StateStorage,
+    Precision, Recompute, ScheduleKind, Stage, StateStorage, Trainable,
 };
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +32,7 @@ pub enum Field {
     Precision,
     Optimizer,
     States,
+    Trainable,
     LearningRate,
     GradientClip,
     Seed,
@@ -159,6 +160,7 @@ pub struct Settings {
     pub optimizer: Optimizer,
     /// Bits and places of weights, gradients and optimizer state.
     pub states: StateStorage,
+    pub trainable: Trainable,
     pub learning_rate: LearningRate,
     pub gradient_clip: f64,
     pub seed: u64,
@@ -207,6 +209,7 @@ impl Default for Settings {
             precision: Precision::Fp32,
             optimizer: Optimizer::default(),
             states: StateStorage::default(),
+            trainable: Trainable::default(),
             learning_rate: LearningRate::default(),
             gradient_clip: 1.0,
             seed: 0,
@@ -256,6 +259,7 @@ impl Settings {
             precision: job.precision,
             optimizer: job.optimizer,
             states: job.states.clone(),
+            trainable: job.trainable.clone(),
             learning_rate: job.learning_rate,
             gradient_clip: job.gradient_clip,
             seed: job.seed,
@@ -300,6 +304,7 @@ impl Settings {
             Field::Precision => self.precision = theirs.precision,
             Field::Recompute => self.recompute.clone_from(&theirs.recompute),
             Field::States => self.states.clone_from(&theirs.states),
+            Field::Trainable => self.trainable.clone_from(&theirs.trainable),
             Field::Optimizer => {
                 give(&[Betas, Epsilon, Momentum, WeightDecay]);
                 self.optimizer = theirs.optimizer;
@@ -439,6 +444,7 @@ impl Settings {
             Field::Recompute => self.recompute.iter().all(|r| *r == Recompute::None),
             Field::Precision => self.precision == Precision::Fp32,
             Field::States => self.states.is_usual(),
+            Field::Trainable => self.trainable.is_all(),
             Field::BucketBytes => self.bucket_bytes == Self::default().bucket_bytes || self.data == 1,
             Field::Gradients => self.gradients == Codec::None,
             Field::BucketCodecs => self.bucket_codecs == 0,
@@ -477,6 +483,7 @@ impl Settings {
             },
             Field::LearningRate => self.show_learning_rate(),
             Field::States => self.states.words(),
+            Field::Trainable => self.trainable.label(),
             other => match self.value(other) {
                 serde_json::Value::String(text) => text,
                 value => value.to_string(),

@@ -363,7 +363,7 @@ fn offloads(document: &Document) -> bool {
 
 pub const TRANSFORMERS: FieldMapping = FieldMapping {
     field: Field::States,
-    theirs: "fsdp, optim",
+    theirs: "fsdp, optim, pure_bf16, activation_offloading",
     write: |settings, draft| {
         keep_only(settings, draft, &["states.moment_bits"]);
         match settings.states.moment_bits {
@@ -385,6 +385,12 @@ pub const TRANSFORMERS: FieldMapping = FieldMapping {
     read: |document, settings| {
         let on = offloads(document);
         take_offload(settings, on);
+        if document.flag("activation_offloading")? == Some(true) {
+            settings.states.activations = MemoryTier::Host;
+        }
+        if document.flag("pure_bf16")? == Some(true) {
+            settings.states.master_bits = Some(0);
+        }
         let optimizer = document.text("optim").unwrap_or_default();
         if IN_8_BITS.contains(&optimizer.as_str()) {
             settings.states.moment_bits = Some([8; 2]);

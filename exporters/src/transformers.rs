@@ -1,6 +1,7 @@
 //! Transformers' `TrainingArguments` as JSON, started by Accelerate.
 
 use crate::document::{Document, plain, product};
+use crate::kernels::{self, KernelNames};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, Draft, FieldMapping, NO_PIPELINE, OptimizerKeys, PARAMETERS_AS_THEY_ARE,
@@ -9,14 +10,19 @@ use crate::row::{
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
 use crate::states;
-use crate::unsupported::{KeyRule, approximated, ignored, refused, refused_unless};
-use crate::{DeepSpeedKeys, Export, Exporter, File, Files, accelerate};
+use crate::trainable;
+use crate::unsupported::{KeyRule, approximated, ignored, refused, refused_degree, refused_unless};
+use crate::{DeepSpeedKeys, Export, Exporter, File, Files, accelerate, axolotl};
 use autodist_spec::{Hyperparameter, InputError, LearningRate, Optimizer, Precision, Recompute};
 use serde_json::Value;
 
 pub struct Transformers;
 
 impl Exporter for Transformers {
+    fn kernels(&self, document: &Document) -> Result<KernelNames, InputError> {
+        kernels::of_transformers(document)
+    }
+
     fn version(&self) -> &'static str {
         "Transformers 5.23"
     }
@@ -49,7 +55,7 @@ impl Exporter for Transformers {
     }
 
     fn rules(&self) -> Vec<&'static [KeyRule]> {
-        vec![RULES]
+        vec![RULES, trainable::RULES, axolotl::RULES]
     }
 
     fn model_name(&self, document: &Document) -> Option<(&'static str, String)> {
@@ -77,7 +83,8 @@ impl Exporter for Transformers {
             document
         } else {
             // As `HfArgumentParser.parse_yaml_file` reads it.
-            Document::of_yaml(text)?
+            let document = Document::of_yaml(text)?;
+            if axolotl::is_axolotl(&document) { axolotl::as_transformers(&document) } else { document }
         };
         Ok(document.without_auto())
     }
@@ -93,13 +100,31 @@ fn is_command_line(text: &str) -> bool {
 }
 
 static RULES: &[KeyRule] = &[
+    refused_degree(
+        Field::Context,
+        &["context_parallel_size"],
+        "splits every sequence over ranks, which is not read from these files",
+        "give the ranks that share a sequence by `--cp`",
+    ),
+    refused_degree(
+        Field::Shard,
+        &["dp_replicate_size", "dp_shard_size"],
+        "is a part of the ranks, which is not read from these files",
+        "give the ranks that shard by `--shard`",
+    ),
+    refused_degree(
+        Field::Context,
+        &["sequence_parallel_size"],
+        "splits every sequence over ranks, which is not read from these files",
+        "give the ranks that share a sequence by `--cp`",
+    ),
     refused_unless(
         Field::MicroBatch,
         &["auto_find_batch_size"],
         "chooses the micro-batch when training starts",
         "give the micro-batch by `--micro-batch`",
     ),
-    refused_unless(
+    refused_degree(
         Field::Tensor,
         &["tp_size"],
         "is tensor parallelism, which is not read from these files",
@@ -151,14 +176,12 @@ static RULES: &[KeyRule] = &[
         "xla_fsdp_grad_ckpt",
     ]),
     ignored(&[
-        // Of the training script: the length of sequences is given by `--seq-len`.
-        "max_length",
-        "max_seq_length",
+        // Of the training script.
         "max_prompt_length",
         "max_completion_length",
-        "cutoff_len",
-        "model_max_length",
         "use_fast_tokenizer",
+        // Of generation beside the training.
+        "vllm_*",
         "accelerator_config.",
         "batch_eval_metrics",
         "per_device_eval_batch_size",
@@ -298,7 +321,6 @@ static UNSUPPORTED: &[UnsupportedField] = &[
     ),
     instead(Field::Context, "set in accelerate.yaml, which is written to the same folder"),
     instead(Field::Shard, "set in accelerate.yaml, which is written to the same folder"),
-    instead(Field::SeqLen, "the training script sets the sequence length"),
     instead(
         Field::BucketBytes,
         "one bucket per block with FSDP; buckets of 25 MB with DDP, the default of ddp_bucket_cap_mb",
@@ -333,6 +355,24 @@ static ROWS: &[FieldMapping] = &[
         },
     },
     FieldMapping {
+        field: Field::SeqLen,
+        theirs: "max_length, max_seq_length, cutoff_len, model_max_length",
+        write: |_, draft| {
+            draft.unsupported(&instead(Field::SeqLen, "the training script sets the sequence length"));
+        },
+        // The longest sequence that these trainers make; whether the data has such is not known.
+        read: |document, settings| {
+            let keys = ["max_length", "max_seq_length", "cutoff_len", "model_max_length"];
+            for key in keys {
+                if let Some(length) = document.size(key)? {
+                    settings.seq_len = length;
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        },
+    },
+    FieldMapping {
         field: Field::ZeroStage,
         theirs: "fsdp, fsdp_config.version, fsdp_config.reshard_after_forward, deepspeed.zero_optimization.stage",
         write: |settings, draft| {
@@ -358,7 +398,7 @@ static ROWS: &[FieldMapping] = &[
     },
     FieldMapping {
         field: Field::Precision,
-        theirs: "bf16, fp16, tf32",
+        theirs: "bf16, fp16, tf32, pure_bf16",
         write: |settings, draft| {
             if !draft.machines.gpus {
                 draft.set("use_cpu", true);
@@ -375,6 +415,10 @@ static ROWS: &[FieldMapping] = &[
             let tf32 = document.flag("tf32")?.unwrap_or(false);
             let wide = if tf32 { Precision::Tf32 } else { Precision::Fp32 };
             settings.precision = sixteen_bits(document, "bf16", "fp16")?.unwrap_or(wide);
+            // LLaMA-Factory: the weights, too, have 16 bits.
+            if document.flag("pure_bf16")? == Some(true) {
+                settings.precision = Precision::Bf16;
+            }
             Ok(true)
         },
     },
@@ -463,7 +507,11 @@ static ROWS: &[FieldMapping] = &[
             let lowest = document.real("lr_scheduler_kwargs.min_lr_rate")?;
             let rate = ReadRate {
                 peak: document.real("learning_rate")?,
-                warmup_steps: document.count("warmup_steps")?,
+                // Below 1 it is a part of the steps, whose number is not known.
+                warmup_steps: match document.real("warmup_steps")? {
+                    Some(part) if part > 0.0 && part < 1.0 => None,
+                    _ => document.count("warmup_steps")?,
+                },
                 // -1 means "by epochs".
                 total_steps: match document.real("max_steps")? {
                     Some(-1.0) => None,
@@ -475,6 +523,7 @@ static ROWS: &[FieldMapping] = &[
         },
     },
     states::TRANSFORMERS,
+    trainable::TRANSFORMERS,
     clip!("max_grad_norm"),
     seed!("seed"),
     FieldMapping {

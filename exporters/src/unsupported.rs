@@ -66,6 +66,16 @@ pub const fn refused_unless(
     KeyRule { keys, neutral: &[], unless: Some(field), treatment: Treatment::Refuse { why, way_out } }
 }
 
+/// The same for degrees, of which 1 is none.
+pub const fn refused_degree(
+    field: Field,
+    keys: &'static [&'static str],
+    why: &'static str,
+    way_out: &'static str,
+) -> KeyRule {
+    KeyRule { keys, neutral: &["1"], unless: Some(field), treatment: Treatment::Refuse { why, way_out } }
+}
+
 /// Keys that can change time or memory a little, which no estimate shows.
 pub const fn approximated(keys: &'static [&'static str]) -> KeyRule {
     KeyRule { keys, neutral: &[], unless: None, treatment: Treatment::Approximate }

@@ -229,8 +229,9 @@ impl<'a> Evaluator<'a> {
             for (outline, bound) in outlines.iter().zip(&mut least.by_cut) {
                 let time =
                     self.costs.outline_bound(outline, self.model, strategy, micro_batches(strategy))?;
-                let memory =
-                    outline.memory_floor(strategy, self.costs.parameter_bytes(strategy), orders).map(Bytes);
+                let memory = outline
+                    .memory_floor(self.job, strategy, self.costs.parameter_bytes(strategy), orders)
+                    .map(Bytes);
                 (*bound, least.time) = (time, least.time.min(time));
                 least.memory = least.memory.min(memory[0].max(memory[1]));
                 least.fits |= memory[0] <= usable[0] && memory[1] <= usable[1];

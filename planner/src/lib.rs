@@ -307,6 +307,7 @@ impl<'a> Planner<'a> {
             estimate,
             training,
             fits: true,
+            understood: Vec::new(),
             search,
             alternatives: Vec::new(),
             priced: Vec::new(),

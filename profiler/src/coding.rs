@@ -7,7 +7,7 @@ use autodist_communication::{Communicator, ReduceOp};
 use autodist_executor::launcher::Worker;
 use autodist_executor::{ExecutionError, TrainingDevice, host};
 use autodist_program::{buckets, rules, stages};
-use autodist_spec::{Bytes, Codec, Coded, Engine, ParallelStrategy};
+use autodist_spec::{Bytes, Codec, Coded, Engine, LayerTraining, ParallelStrategy};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::time::Instant;
@@ -74,7 +74,8 @@ impl CodingTask {
                 ..ParallelStrategy::data_parallel(request.ranks, 1)
             };
             let stages = stages::even(&request.model, &strategy);
-            let all = buckets(&request.model, &strategy, &stages, 0, 0);
+            let training = vec![LayerTraining::WHOLE; request.model.chain_len()];
+            let all = buckets(&request.model, &training, &strategy, &stages, 0, 0);
             let bucket = all.into_iter().max_by_key(|bucket| bucket.elements);
             let parameters = bucket.map(|bucket| bucket.parameters(&request.model, 0, 1)).unwrap_or_default();
             parameters.iter().map(|p| (p.offset, p.rows, p.columns)).collect::<Vec<_>>()

@@ -1,7 +1,10 @@
 //! Buckets: the flat buffers in which a rank keeps its parameters and gradients.
 
 use crate::residence::{LayerStrategy, Residence};
-use autodist_spec::{BlockSpec, LayerKind, ModelSpec, ParallelStrategy, Parameter, Stage, TensorSplit};
+use autodist_spec::{
+    BlockSpec, LayerKind, LayerTraining, ModelSpec, ParallelStrategy, Parameter, Stage, TensorSplit,
+};
+use std::ops::Add;
 
 /// A layer's region in a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +14,8 @@ pub struct BucketLayer {
     /// First element of the layer's region.
     pub offset: usize,
     pub elements: usize,
-    /// The region's last elements belong to parameters that every tensor rank holds in full.
+    /// The region's last elements belong to parameters that every tensor rank holds in full; of a layer with
+    /// frozen weights only adapters count.
     pub replicated: usize,
 }
 
@@ -25,6 +29,10 @@ pub struct Bucket {
     pub elements: usize,
     /// Elements with padding to a multiple of the shard group.
     pub padded: usize,
+    /// Elements that are trained: they have gradients and optimizer state.
+    pub trained: usize,
+    /// Frozen elements that are held in fewer bits than the training precision.
+    pub quantised: usize,
     /// A tied table that both ends of the pipeline hold: its gradients are all-reduced over the two.
     pub tied: bool,
     /// A copy whose owner is the first pipeline rank: no norm includes it.
@@ -43,31 +51,96 @@ impl Bucket {
         self.padded / self.shard
     }
 
-    /// Elements that every tensor rank holds in full.
+    /// Elements of the gradients, with padding to a multiple of the shard group.
+    pub fn gradients(&self) -> usize {
+        self.trained.div_ceil(self.shard) * self.shard
+    }
+
+    /// Elements of one rank's shard of the gradients.
+    pub fn shard_gradients(&self) -> usize {
+        self.gradients() / self.shard
+    }
+
+    /// Its elements without padding.
+    pub fn unpadded(&self) -> Held {
+        Held { elements: self.elements, trained: self.trained, quantised: self.quantised }
+    }
+
+    /// What a rank holds of its parameters, gradients and optimizer state: all, or its shard.
+    pub fn held(&self, shard: bool) -> Held {
+        if !shard {
+            return Held { elements: self.padded, trained: self.gradients(), quantised: self.quantised };
+        }
+        Held {
+            elements: self.shard_elements(),
+            trained: self.shard_gradients(),
+            quantised: self.quantised / self.shard,
+        }
+    }
+
+    /// Trained elements that every tensor rank holds in full.
     pub fn replicated(&self) -> usize {
         self.layers.iter().map(|l| l.replicated).sum()
     }
 }
 
-/// Elements of a layer's region, and how many at its end are replicated.
-type Region = (usize, usize);
+/// Elements of parameters that a rank holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Held {
+    pub elements: usize,
+    pub trained: usize,
+    pub quantised: usize,
+}
+
+impl Add for Held {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            elements: self.elements + other.elements,
+            trained: self.trained + other.trained,
+            quantised: self.quantised + other.quantised,
+        }
+    }
+}
+
+impl Held {
+    /// Of one layer, on the first rank of `tensor` tensor-parallel and `expert` expert-parallel ones.
+    pub fn of(model: &ModelSpec, layer: (usize, &LayerTraining), tensor: u32, expert: u32) -> Self {
+        let [experts, others] = regions(model, layer, (0, tensor as usize), expert as usize);
+        experts.held + others.held
+    }
+}
+
+/// A layer's region of a bucket.
+#[derive(Debug, Clone, Copy, Default)]
+struct Region {
+    held: Held,
+    /// As in [`BucketLayer`].
+    replicated: usize,
+}
 
 /// The regions of a layer on tensor rank `tensor_rank`: that of its experts' parameters, if they are distributed
 /// over more than one rank, and that of all others.
 fn regions(
     model: &ModelSpec,
-    layer: usize,
+    (layer, training): (usize, &LayerTraining),
     (tensor_rank, degree): (usize, usize),
     expert: usize,
 ) -> [Region; 2] {
-    let mut regions = [(0, 0); 2];
-    for parameter in model.parameters(layer) {
+    let mut regions = [Region::default(); 2];
+    let weights = model.parameters(layer).into_iter().map(|one| (one, training.weights));
+    let adapters = training.adapters(model, layer).into_iter().map(|one| (one, true));
+    for (parameter, trained) in weights.chain(adapters) {
         let region = &mut regions[usize::from(!(expert > 1 && parameter.routed))];
         let replicated = parameter.split == TensorSplit::Replicated;
+        let quantised = !trained && training.quantises(&parameter);
         let local =
             parameter.distributed(expert as u32).local_elements(tensor_rank as u32, degree as u32) as usize;
-        region.0 += local;
-        region.1 += if replicated { local } else { 0 };
+        let counted = |counts: bool| if counts { local } else { 0 };
+        region.replicated += counted(replicated && trained);
+        let (trained, quantised) = (counted(trained), counted(quantised));
+        region.held = region.held + Held { elements: local, trained, quantised };
     }
     regions
 }
@@ -114,9 +187,10 @@ impl Bucket {
 
 /// The buckets of pipeline rank `pipeline_rank`, in the order in which their gradients become complete.
 /// Sizes are those of `tensor_rank`; they differ between tensor ranks only where the vocabulary does not
-/// divide.
+/// divide. `training` has the layers of the model's chain.
 pub fn buckets(
     model: &ModelSpec,
+    training: &[LayerTraining],
     strategy: &ParallelStrategy,
     stages: &[Stage],
     pipeline_rank: usize,
@@ -129,13 +203,13 @@ pub fn buckets(
     let last_chunk = stages.len() - 1;
     let mut buckets: Vec<Bucket> = Vec::new();
     // Most layers are blocks like the one before.
-    let mut known: Option<(BlockSpec, [Region; 2])> = None;
+    let mut known: Option<((BlockSpec, LayerTraining), [Region; 2])> = None;
     let mut regions_of = |layer: usize| {
-        let of = || regions(model, layer, (tensor_rank, tensor), expert);
+        let of = || regions(model, (layer, &training[layer]), (tensor_rank, tensor), expert);
         if model.kind(layer) != LayerKind::Block {
             return of();
         }
-        let block = model.block(layer);
+        let block = (model.block(layer), training[layer]);
         match known {
             Some((other, regions)) if other == block => regions,
             _ => known.insert((block, of())).1,
@@ -155,7 +229,8 @@ pub fn buckets(
             let residence = LayerStrategy::of(strategy, stage, layer).residence;
             // Sharded gradients are reduced layer by layer, as FSDP does, to save memory.
             let limit = if residence.shards_gradients() { 0 } else { limit };
-            for (distributed, (elements, replicated)) in [true, false].into_iter().zip(regions_of(layer)) {
+            for (distributed, region) in [true, false].into_iter().zip(regions_of(layer)) {
+                let Region { held: Held { elements, trained, quantised }, replicated } = region;
                 if distributed && elements == 0 {
                     continue;
                 }
@@ -168,6 +243,8 @@ pub fn buckets(
                         layers: Vec::new(),
                         elements: 0,
                         padded: 0,
+                        trained: 0,
+                        quantised: 0,
                         tied,
                         copy: is_copy,
                         expert,
@@ -179,7 +256,9 @@ pub fn buckets(
                 let bucket = &mut buckets[index];
                 bucket.layers.push(BucketLayer { layer, offset: 0, elements, replicated });
                 bucket.elements += elements;
-                *open = (!tied && bucket.elements < limit).then_some(index);
+                bucket.trained += trained;
+                bucket.quantised += quantised;
+                *open = (!tied && bucket.trained < limit).then_some(index);
             }
         }
     }
@@ -201,6 +280,10 @@ mod tests {
     use crate::stages;
     use autodist_spec::{Bytes, catalog};
 
+    fn whole(model: &ModelSpec) -> Vec<LayerTraining> {
+        vec![LayerTraining::WHOLE; model.chain_len()]
+    }
+
     #[test]
     fn buckets_hold_every_parameter_once() {
         let model = catalog::model("tiny-llama").unwrap();
@@ -214,7 +297,7 @@ mod tests {
             let mut layers = Vec::new();
             let mut elements = 0;
             for rank in 0..pipeline as usize {
-                for bucket in buckets(&model, &strategy, &stages, rank, 0) {
+                for bucket in buckets(&model, &whole(&model), &strategy, &stages, rank, 0) {
                     elements += bucket.elements;
                     layers.extend(bucket.layers.iter().map(|l| l.layer));
                 }
@@ -230,8 +313,8 @@ mod tests {
         let model = catalog::model("tiny-gpt").unwrap();
         let strategy = ParallelStrategy { pipeline: 2, ..ParallelStrategy::data_parallel(1, 1) };
         let stages = stages::even(&model, &strategy);
-        let first = buckets(&model, &strategy, &stages, 0, 0);
-        let last = buckets(&model, &strategy, &stages, 1, 0);
+        let first = buckets(&model, &whole(&model), &strategy, &stages, 0, 0);
+        let last = buckets(&model, &whole(&model), &strategy, &stages, 1, 0);
         let owner = first.iter().find(|b| b.tied).unwrap();
         let copy = last.iter().find(|b| b.tied).unwrap();
         assert_eq!(owner.elements, copy.elements);

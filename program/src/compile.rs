@@ -9,7 +9,9 @@ use crate::program::{
 use crate::residence::LayerStrategy;
 use crate::rules::{self, Illegal};
 use crate::schedule::{Extent, Slot, SlotKind, order};
-use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Recompute, Segment, Stage};
+use autodist_spec::{
+    Job, LayerKind, LayerTraining, ModelSpec, ParallelStrategy, Pass, Recompute, Segment, Stage,
+};
 
 impl Program {
     /// # Errors
@@ -40,11 +42,15 @@ impl Program {
         rules::check(model, job, devices, strategy, stages)?;
         let micro_batches = strategy.micro_batches(job.global_batch) as usize;
         let seq_len = job.seq_len as usize;
-        let ranks = (0..strategy.pipeline as usize)
-            .map(|rank| Compiler::new(model, strategy, stages, seq_len, micro_batches, rank).compile(extent))
-            .collect();
+        let training = job.trainable.layers(model);
+        let compiler = |rank| {
+            Compiler::new((model, &training), strategy, stages, seq_len, micro_batches, rank).compile(extent)
+        };
+        let ranks = (0..strategy.pipeline as usize).map(compiler).collect();
         Ok(Self {
             model: model.clone(),
+            training,
+            base_bits: job.trainable.base_bits,
             strategy: strategy.clone(),
             stages: stages.to_vec(),
             mesh: Mesh::of(strategy),
@@ -64,6 +70,7 @@ const MOST: usize = 1 << 60;
 
 struct Compiler<'a> {
     model: &'a ModelSpec,
+    training: &'a [LayerTraining],
     strategy: &'a ParallelStrategy,
     stages: &'a [Stage],
     micro_batches: usize,
@@ -77,7 +84,7 @@ struct Compiler<'a> {
 
 impl<'a> Compiler<'a> {
     fn new(
-        model: &'a ModelSpec,
+        (model, training): (&'a ModelSpec, &'a [LayerTraining]),
         strategy: &'a ParallelStrategy,
         stages: &'a [Stage],
         seq_len: usize,
@@ -87,11 +94,12 @@ impl<'a> Compiler<'a> {
         let tokens = seq_len * strategy.micro_batch as usize / strategy.context as usize;
         Self {
             model,
+            training,
             strategy,
             stages,
             micro_batches,
             rank,
-            buckets: buckets(model, strategy, stages, rank, 0),
+            buckets: buckets(model, training, strategy, stages, rank, 0),
             tokens,
             activation: tokens * model.hidden as usize,
         }
@@ -126,7 +134,8 @@ impl<'a> Compiler<'a> {
         let larger = self.model.vocab % degree;
         let mut classes = vec![RankClass { tensor: 0..degree as usize, buckets: self.buckets }];
         if larger > 0 {
-            let others = buckets(self.model, self.strategy, self.stages, self.rank, larger as usize);
+            let others =
+                buckets(self.model, self.training, self.strategy, self.stages, self.rank, larger as usize);
             if others != classes[0].buckets {
                 classes[0].tensor.end = larger as usize;
                 classes.push(RankClass { tensor: larger as usize..degree as usize, buckets: others });
@@ -311,6 +320,8 @@ impl<'a> Compiler<'a> {
                 self.gather_rows(out, layer, Segment::Embedding, Operand::Flow);
                 self.segment(out, layer, Segment::Embedding, Pass::Backward, recompute);
             }
+            // Nothing before it or of it is trained.
+            LayerKind::Block if !self.training[layer].backward => {}
             LayerKind::Block => {
                 if recompute == Recompute::Full {
                     self.block_forward(out, layer, Pass::Recompute, recompute);
@@ -409,7 +420,10 @@ impl<'a> Compiler<'a> {
         last: bool,
         in_flight: &mut Option<usize>,
     ) {
-        let Bucket { residence, expert, .. } = self.buckets[bucket];
+        let Bucket { residence, expert, trained, .. } = self.buckets[bucket];
+        if trained == 0 {
+            return;
+        }
         if !last && !residence.shards_gradients() {
             return;
         }
@@ -445,34 +459,36 @@ impl<'a> Compiler<'a> {
 
     fn optimizer(&self) -> Body {
         let residence = |bucket: &usize| self.buckets[*bucket].residence;
-        let all = 0..self.buckets.len();
+        let trained = |bucket: &usize| self.buckets[*bucket].trained > 0;
+        let all: Vec<usize> = (0..self.buckets.len()).filter(trained).collect();
+        let all = || all.iter().copied();
         let mut out = Vec::new();
         let start = |transfer: Transfer, bucket: usize| Instruction::Start { transfer, bucket };
         let wait = |transfer: Transfer, bucket: usize| Instruction::Wait { transfer, bucket };
         if self.strategy.replicas() > 1 {
-            for bucket in all.clone().filter(|b| !residence(b).shards_gradients()) {
+            for bucket in all().filter(|b| !residence(b).shards_gradients()) {
                 out.push(wait(Transfer::Reduce, bucket));
                 if self.over_replicas(bucket) {
                     out.push(start(Transfer::ReduceReplicas, bucket));
                 }
             }
         }
-        let summed = all.clone().filter(|bucket| self.over_replicas(*bucket));
+        let summed = all().filter(|bucket| self.over_replicas(*bucket));
         out.extend(summed.map(|bucket| wait(Transfer::ReduceReplicas, bucket)));
-        let own = |bucket: usize| self.buckets[bucket].shard_elements();
-        for bucket in all.clone().filter(|b| self.buckets[*b].tied) {
+        let own = |bucket: usize| self.buckets[bucket].shard_gradients();
+        for bucket in all().filter(|b| self.buckets[*b].tied) {
             out.push(Instruction::SumTied { bucket, elements: own(bucket) });
         }
-        out.push(Instruction::GradientNorm { elements: all.clone().map(own).sum() });
+        out.push(Instruction::GradientNorm { elements: all().map(own).sum() });
         // What is not gathered for each use is gathered once.
         let gathers = |b: &usize| residence(b).shards_state() && !residence(b).shards_parameters();
-        for bucket in all.clone() {
+        for bucket in all() {
             out.push(Instruction::Update { bucket, elements: own(bucket) });
             if gathers(&bucket) {
                 out.push(start(Transfer::Gather, bucket));
             }
         }
-        out.extend(all.filter(gathers).map(|b| wait(Transfer::Gather, b)));
+        out.extend(all().filter(gathers).map(|b| wait(Transfer::Gather, b)));
         Body { kind: BodyKind::Optimizer, instructions: out }
     }
 }

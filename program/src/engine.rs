@@ -40,6 +40,10 @@ fn both(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), String
             "{field} = {value}: its state is in fp32, in the memory of the device; remove it, or {instead}"
         ));
     }
+    if !job.trainable.is_all() {
+        let label = job.trainable.label();
+        return Err(format!("trainable = {label}: it trains whole models; remove it, or {instead}"));
+    }
     if let Err(Untrained { what, way_out }) = check_model(model, job.seq_len) {
         let use_this = way_out.as_deref().unwrap_or("use another model");
         return Err(format!("{} {what}, which it does not train; {use_this}, or {instead}", model.name));

@@ -43,6 +43,10 @@ pub struct Abilities {
     /// Modes of recomputation, cheapest first.
     pub recompute: &'static [Recompute],
     pub fp8: bool,
+    /// Whether parts of a model can be frozen, with low-rank adapters or without.
+    pub freezes: bool,
+    /// Whether frozen weights can be held in 4 or 8 bits.
+    pub quantises: bool,
 }
 
 const ALL: Abilities = Abilities {
@@ -55,6 +59,8 @@ const ALL: Abilities = Abilities {
     zero_stages: &[0, 1, 2, 3],
     recompute: &[Recompute::None, Recompute::Selective, Recompute::Full],
     fp8: true,
+    freezes: false,
+    quantises: false,
 };
 
 /// Software from before 2022 recomputes whole blocks or nothing, and knows neither sequence nor context parallelism.
@@ -79,12 +85,18 @@ impl Framework {
         match self {
             // Megatron-Core's distributed optimizer is stage 1; Megatron-FSDP has the others.
             // Files of nanotron and MaxText cannot say what these do not support.
-            Self::MegatronCore | Self::Nanotron | Self::MaxText => ALL,
+            Self::MegatronCore => Abilities { freezes: true, ..ALL },
+            Self::Nanotron | Self::MaxText => ALL,
             Self::Megatron => CLASSIC,
             Self::MegatronDeepspeed | Self::Oneflow => Abilities { virtual_stages: false, ..CLASSIC },
-            Self::Deepspeed => {
-                Abilities { pipelines: false, virtual_stages: false, zero_stages: &[0, 1, 2, 3], ..CLASSIC }
-            }
+            Self::Deepspeed => Abilities {
+                pipelines: false,
+                virtual_stages: false,
+                zero_stages: &[0, 1, 2, 3],
+                freezes: true,
+                quantises: true,
+                ..CLASSIC
+            },
             Self::Internevo => Abilities {
                 virtual_stages: false,
                 sequence_parallel: false,
@@ -99,10 +111,12 @@ impl Framework {
                 sequence_parallel: false,
                 context: false,
                 zero_stages: &[0, 2, 3],
+                freezes: true,
+                quantises: true,
                 ..ALL
             },
             // FSDP shards gradients together with the optimizer state.
-            Self::Fsdp2 => Abilities { zero_stages: &[0, 2, 3], ..ALL },
+            Self::Fsdp2 => Abilities { zero_stages: &[0, 2, 3], freezes: true, quantises: true, ..ALL },
         }
     }
 }
@@ -208,10 +222,33 @@ static LACKS: &[FrameworkRule] = &[
     supported!("precision", "precision", |asked| asked.job.precision.name(), {
         asked.job.precision == Precision::Fp8 && !asked.abilities.fp8
     }),
+    supported!("frozen parts", "trainable", |asked| asked.job.trainable.label(), {
+        !asked.job.trainable.is_all() && !asked.abilities.freezes
+    }),
+    supported!("quantised weights", "base-bits", |asked| asked.job.trainable.base_bits, {
+        !asked.job.trainable.base_bits.is_whole() && !asked.abilities.quantises
+    }),
 ];
 
 /// What a framework that has them refuses of strategies, models and batches.
 static RULES: &[FrameworkRule] = &[
+    // bitsandbytes' and torchao's quantised layers hold whole weights.
+    FrameworkRule {
+        name: "quantised weights of a split model",
+        of: &[Framework::Deepspeed, Framework::Fsdp, Framework::Fsdp2],
+        field: "base-bits",
+        value: |asked| asked.job.trainable.base_bits.to_string(),
+        broken: |asked| {
+            let (quantised, strategy) = (!asked.job.trainable.base_bits.is_whole(), asked.strategy);
+            (quantised && strategy.tensor * strategy.pipeline > 1).then(|| {
+                format!(
+                    "is not supported with tp={} and pp={}: quantised layers are not split",
+                    strategy.tensor, strategy.pipeline
+                )
+            })
+        },
+        way_out: "use --tp 1 and --pp 1, or leave --base-bits out",
+    },
     FrameworkRule {
         name: "experts with tensor parallelism",
         of: &[Framework::MegatronCore],

@@ -8,10 +8,12 @@ use autodist_spec::{ParallelStrategy, Pass, Recompute, Segment};
 ///
 /// A forward pass keeps its input, which is the output of the segment before. With sequence parallelism a rank
 /// keeps its rows and frees the gathered tensor (Korthikanti et al. 2022, 2205.05198, section 4.2.2).
+///
+/// A layer without a backward pass keeps nothing: its output replaces its input.
 pub fn residual_stream(
     segment: Segment,
     pass: Pass,
-    recompute: Recompute,
+    (recompute, has_backward): (Recompute, bool),
     strategy: &ParallelStrategy,
 ) -> f64 {
     use Segment::{Attention, AttentionNorm, Embedding, FinalNorm, Logits, Loss, Mlp, MlpNorm, Normalizer};
@@ -26,6 +28,7 @@ pub fn residual_stream(
         // of its input.
         (AttentionNorm | MlpNorm, Pass::Backward) => -2.0 * rows,
         (FinalNorm, Pass::Backward) => -rows,
+        (Attention | Mlp, Pass::Forward) if !has_backward => 1.0 - gathered - 2.0 * rows,
         // The norm's output is freed, and before the block ends its input, too.
         (Attention, Pass::Forward) if forgets => 1.0 - gathered - rows,
         (Mlp, Pass::Forward) if forgets => 1.0 - gathered - 2.0 * rows,

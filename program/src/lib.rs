@@ -30,7 +30,7 @@ pub mod schedule;
 pub mod stages;
 mod traffic;
 
-pub use bucket::{Bucket, BucketLayer, BucketParameter, buckets};
+pub use bucket::{Bucket, BucketLayer, BucketParameter, Held, buckets};
 pub use framework::{BrokenRule, Framework};
 pub use kept::residual_stream;
 pub use mesh::{Axis, Coordinates, DATA, Mesh, View};

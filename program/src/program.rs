@@ -4,8 +4,8 @@ use crate::bucket::Bucket;
 use crate::mesh::{Axis, DATA, Mesh, View};
 use crate::residence::Residence;
 use autodist_spec::{
-    Bytes, Coded, Collective, ModelSpec, ParallelStrategy, Pass, Precision, Recompute, Reduction, Segment,
-    Stage,
+    BaseBits, Bytes, Coded, Collective, LayerTraining, ModelSpec, ParallelStrategy, Pass, Precision,
+    Recompute, Reduction, Segment, Stage,
 };
 use std::ops::Range;
 
@@ -13,6 +13,10 @@ use std::ops::Range;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Program {
     pub model: ModelSpec,
+    /// By layer of the model's chain.
+    pub training: Vec<LayerTraining>,
+    /// Bits of the frozen weights that a bucket counts as quantised.
+    pub base_bits: BaseBits,
     pub strategy: ParallelStrategy,
     pub stages: Vec<Stage>,
     pub mesh: Mesh,
@@ -306,18 +310,37 @@ impl Program {
     pub fn transfer_bytes(&self, transfer: Transfer, bucket: &Bucket) -> Bytes {
         let (_, elements) = self.transfer_work(transfer, bucket);
         match transfer {
+            Transfer::Gather if bucket.residence.shards_parameters() => self.gathered_bytes(bucket),
             Transfer::Gather => self.precision.working(elements as u64),
             Transfer::Reduce | Transfer::ReduceReplicas => Bytes::of_f32(elements as u64),
         }
     }
 
+    /// By layer of the chain: the first layer that is like it and is trained as it is.
+    pub fn alike(&self) -> Vec<usize> {
+        LayerTraining::alike(&self.training, &self.model)
+    }
+
+    /// Bytes of all parameters of a bucket: in the compute precision, and those that are quantised in fewer bits.
+    pub fn gathered_bytes(&self, bucket: &Bucket) -> Bytes {
+        let whole = self.precision.working((bucket.padded - bucket.quantised) as u64);
+        let each = self.base_bits.bytes(self.precision.working(1).as_f64());
+        whole + Bytes((bucket.quantised as f64 * each).round() as u64)
+    }
+
     /// Collective and element count of `transfer` on `bucket`.
     pub fn transfer_work(&self, transfer: Transfer, bucket: &Bucket) -> (Collective, usize) {
         match transfer {
-            Transfer::Reduce if bucket.residence.shards_state() => (Collective::ReduceScatter, bucket.padded),
-            Transfer::Reduce => (Collective::AllReduce, bucket.padded),
-            Transfer::ReduceReplicas => (Collective::AllReduce, bucket.shard_elements()),
-            Transfer::Gather => (Collective::AllGather, bucket.padded),
+            Transfer::Reduce if bucket.residence.shards_state() => {
+                (Collective::ReduceScatter, bucket.gradients())
+            }
+            Transfer::Reduce => (Collective::AllReduce, bucket.gradients()),
+            Transfer::ReduceReplicas => (Collective::AllReduce, bucket.shard_gradients()),
+            Transfer::Gather if bucket.residence.shards_parameters() => {
+                (Collective::AllGather, bucket.padded)
+            }
+            // After an update, what was trained.
+            Transfer::Gather => (Collective::AllGather, bucket.gradients()),
         }
     }
 }

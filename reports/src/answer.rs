@@ -40,6 +40,9 @@ pub(crate) fn of_plan(plan: &Plan, file: Option<&Path>, verbose: bool) -> Vec<Li
         let at = 1 + lines.iter().position(|line| line.label == "memory").unwrap_or(lines.len() - 1);
         lines.insert(at, Line::new("", risk));
     }
+    if !plan.job.trainable.is_all() {
+        lines.push(Line::new("trained", words::trained(plan)));
+    }
     if !plan.job.states.is_usual() {
         lines.push(Line::new("state", plan.job.states.words()));
     }

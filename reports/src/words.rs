@@ -465,7 +465,8 @@ pub(crate) fn kernels(plan: &Plan, all: bool) -> Option<String> {
     let reference = plan.cost_source.catalogue()?;
     let kernels = reference.kernels.as_ref()?;
     let unfused = kernels.attention == "unfused";
-    if !(all || unfused || kernels.attention_given || kernels.loss_given) {
+    let eager = kernels.blocks == "eager";
+    if !(all || unfused || eager || kernels.attention_given || kernels.loss_given) {
         return None;
     }
     let of = |given, flag: &str| {
@@ -484,6 +485,11 @@ pub(crate) fn kernels(plan: &Plan, all: bool) -> Option<String> {
     if all || kernels.loss_given {
         let loss = if kernels.loss == "fused" { "a fused loss" } else { "a loss of whole logits" };
         text += &format!("; {loss} ({})", of(kernels.loss_given, "--loss"));
+    }
+    match kernels.blocks.as_str() {
+        "eager" => text += "; eager blocks, each operation a kernel of its own",
+        "fused" => text += "; fused norms and activations",
+        _ => {}
     }
     Some(text)
 }
@@ -716,4 +722,12 @@ mod tests {
              of 2); 4 micro-batches of 2 sequences per step and replica; nothing is recomputed"
         );
     }
+}
+
+/// `LoRA rank 16 on q, v: 6.8 M of 8.0 B parameters`.
+pub(crate) fn trained(plan: &Plan) -> String {
+    let (trainable, model) = (&plan.job.trainable, &plan.model);
+    let all = model.total_parameters();
+    let count = parameters(trainable.trained_parameters(model));
+    format!("{}: {count} of {} parameters", trainable.label(), parameters(all))
 }

@@ -2,11 +2,13 @@
 
 use crate::communication::{Algorithm, Codec, Communication};
 use crate::error::{InputError, in_range, not_negative, positive};
+use crate::model::ModelSpec;
 use crate::parse::{self, Check, SCHEMA_VERSION};
 use crate::states::StateStorage;
 use crate::strategy::{Recompute, ScheduleKind};
+use crate::trainable::Trainable;
 use crate::training::check_tokens;
-use crate::units::Bytes;
+use crate::units::{Bytes, Flops};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -23,6 +25,9 @@ pub struct Job {
     pub seq_len: u32,
     #[serde(default)]
     pub precision: Precision,
+    /// What of the model is trained: all of it, if the field is missing.
+    #[serde(default, skip_serializing_if = "Trainable::is_all")]
+    pub trainable: Trainable,
     #[serde(default)]
     pub optimizer: Optimizer,
     /// Bits and places of weights, gradients and optimizer state, where they are not as the trainer has them by
@@ -388,6 +393,7 @@ impl Job {
             global_batch,
             seq_len,
             precision: Precision::default(),
+            trainable: Trainable::default(),
             optimizer: Optimizer::default(),
             states: StateStorage::default(),
             learning_rate: LearningRate::default(),
@@ -486,6 +492,11 @@ impl Job {
         Some(min_steps * (1.0 + critical_batch / f64::from(self.global_batch)))
     }
 
+    /// FLOPs of one optimizer step, without recomputation.
+    pub fn step_flops(&self, model: &ModelSpec) -> Flops {
+        self.trainable.step_flops(model, self.tokens(), u64::from(self.seq_len))
+    }
+
     /// Tokens of one optimizer step.
     pub fn tokens(&self) -> u64 {
         u64::from(self.global_batch) * u64::from(self.seq_len)
@@ -500,6 +511,7 @@ impl Check for Job {
         in_range("seq_len", u64::from(self.seq_len), 1, 1 << 24)?;
         in_range("global_batch x seq_len", self.tokens(), 1, 1 << 36)?;
         self.training_tokens.map_or(Ok(()), |tokens| check_tokens("training_tokens", tokens))?;
+        self.trainable.check()?;
         not_negative("gradient_clip", self.gradient_clip)?;
         not_negative("memory_reserve", self.memory_reserve)?;
         if self.memory_reserve >= 1.0 {

@@ -65,7 +65,7 @@ impl Linear {
     }
 
     /// FLOPs of the forward pass: 2mnk.
-    fn flops(&self) -> f64 {
+    pub fn flops(&self) -> f64 {
         2.0 * self.rows * self.weights()
     }
 }

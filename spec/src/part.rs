@@ -75,7 +75,7 @@ impl Cluster {
     pub fn least_step(&self, model: &ModelSpec, job: &Job) -> Option<Seconds> {
         let peak = self.published_peak(job.precision.name())?;
         // A causal kernel may skip half of the attention, which is then less than that of a sequence of one token.
-        let flops = model.step_flops(job.tokens(), 1);
+        let flops = job.trainable.step_flops(model, job.tokens(), 1);
         let rate = peak.rate.0 * f64::from(self.device_count());
         Some(Seconds(flops.0 / rate))
     }

@@ -13,6 +13,7 @@ use crate::run::Verdict;
 use crate::source::CostSource;
 use crate::strategy::{ParallelStrategy, Stage, check_stages};
 use crate::training::Training;
+use crate::understood::UnderstoodSetting;
 use crate::units::{Bytes, Provenance, Seconds};
 use crate::utilisation::Utilisation;
 use crate::variant::GivenStrategy;
@@ -215,6 +216,9 @@ pub struct Plan {
     /// Facts that nobody gave, and the values that were assumed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub assumptions: Vec<String>,
+    /// What was understood of a trainer's file, setting by setting.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub understood: Vec<UnderstoodSetting>,
     pub search: SearchReport,
     /// The runners-up, best first.
     #[serde(default)]
@@ -378,6 +382,7 @@ impl Check for Plan {
         self.model.check().map_err(|e| e.under("model"))?;
         self.cluster.check().map_err(|e| e.under("cluster"))?;
         self.job.check().map_err(|e| e.under("job"))?;
+        self.job.trainable.check_model(&self.model).map_err(|e| e.under("job"))?;
         self.strategy.check().map_err(|e| e.under("strategy"))?;
         self.strategy.communication.check("strategy.communication")?;
         check_stages(&self.stages)?;

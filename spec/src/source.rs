@@ -72,6 +72,9 @@ pub struct KernelReference {
     pub loss: String,
     /// Whether that was given.
     pub loss_given: bool,
+    /// `fused` or `eager` operations of blocks; empty for the trainer's default.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub blocks: String,
 }
 
 impl CostSource {

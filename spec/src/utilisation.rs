@@ -36,7 +36,7 @@ pub struct Utilisation {
 impl Utilisation {
     /// The utilisation of a job on a cluster with a step time of `step`.
     pub fn of(model: &ModelSpec, job: &Job, cluster: &Cluster, step: Seconds) -> Self {
-        let flops = model.step_flops(job.tokens(), u64::from(job.seq_len));
+        let flops = job.step_flops(model);
         let achieved = FlopsPerSecond((flops / step).0 / f64::from(cluster.device_count().max(1)));
         Self { achieved, peak: cluster.published_peak(job.precision.name()) }
     }

@@ -1,7 +1,7 @@
 //! Arguments of the model, the job and the cluster.
 
-use super::StateArgs;
 use super::values::{objectives, precisions};
+use super::{StateArgs, TrainableArgs};
 use autodist_spec::{Objective, Precision, quantity};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -57,6 +57,8 @@ pub struct JobArgs {
     pub allow: Vec<AllowArg>,
     #[command(flatten)]
     pub states: StateArgs,
+    #[command(flatten)]
+    pub trainable: TrainableArgs,
 }
 
 /// Options that change the training numerics, and are used only on request.

@@ -1,7 +1,7 @@
 //! Arguments of the training software.
 
-use super::values::{attention_kinds, loss_kinds, trainers};
-use autodist_analytic::{AttentionChoice, KernelChoice, LossKind, Trainer};
+use super::values::{attention_kinds, block_kinds, loss_kinds, trainers};
+use autodist_analytic::{AttentionChoice, BlockKind, KernelChoice, LossKind, Trainer};
 use clap::Args;
 
 /// The training software whose steps are priced without a profile.
@@ -18,10 +18,13 @@ pub struct SoftwareArgs {
     /// How the loss is computed; only without a profile [default: whole]
     #[arg(long, value_name = "KERNEL", value_parser = loss_kinds())]
     pub loss: Option<LossKind>,
+    /// Norms and activations of blocks; only without a profile [default: that of the file in --from, else the trainer's]
+    #[arg(long, value_name = "KERNELS", value_parser = block_kinds())]
+    pub blocks: Option<BlockKind>,
 }
 
 impl SoftwareArgs {
     pub fn kernels(&self) -> KernelChoice {
-        KernelChoice { attention: self.attention, loss: self.loss }
+        KernelChoice { attention: self.attention, loss: self.loss, blocks: self.blocks }
     }
 }

@@ -1,6 +1,6 @@
 //! Parsers of named values, with their descriptions in the help.
 
-use autodist_analytic::{AttentionChoice, LossKind, Trainer};
+use autodist_analytic::{AttentionChoice, BlockKind, LossKind, Trainer};
 use autodist_spec::quantity::{self, NotAQuantity};
 use autodist_spec::{Engine, Objective, Precision, Recompute, ScheduleKind};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -41,6 +41,16 @@ pub fn loss_kinds() -> impl TypedValueParser<Value = LossKind> {
     one_of([
         described(LossKind::Fused, "One fused kernel, which keeps logits in 16 bits"),
         described(LossKind::Whole, "Separate kernels over whole logits in 32 bits"),
+    ])
+}
+
+pub fn block_kinds() -> impl TypedValueParser<Value = BlockKind> {
+    one_of([
+        described(BlockKind::Fused, "Norms and activations are one kernel each (torch.compile, Liger)"),
+        described(
+            BlockKind::Eager,
+            "Each operation of the modelling code is a kernel, and keeps its own tensors",
+        ),
     ])
 }
 

@@ -6,8 +6,8 @@ use crate::cli::{FigureArgs, JobArgs, PriceArgs, SoftwareArgs};
 use crate::failure::Failure;
 use crate::{input, output, price};
 use autodist_analytic::{
-    AttentionChoice, Calibration, CataloguePrices, FreeParameters, KernelChoice, LossKind, NodeModel,
-    ParallelDims, Trainer, TrainingRun, states::HostRates,
+    AttentionChoice, BlockKind, Calibration, CataloguePrices, FreeParameters, KernelChoice, LossKind,
+    NodeModel, ParallelDims, Trainer, TrainingRun, states::HostRates,
 };
 use autodist_cost_model::{CostModel, Prices};
 use autodist_hardware::Catalogue;
@@ -48,6 +48,7 @@ impl Software {
             attention_given: self.kernels.attention.is_some(),
             loss: loss.to_string(),
             loss_given: self.kernels.loss.is_some(),
+            blocks: self.kernels.blocks.map(|blocks| blocks.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -309,6 +310,7 @@ impl Figures {
             global_batch: job.global_batch,
             dtype: job.precision,
             states: job.states.clone(),
+            training: job.trainable.usual(model),
             assumptions: software.assumptions.iter().chain(&self.assumptions).cloned().collect(),
             ..TrainingRun::new(model, Arc::clone(machine), ParallelDims::default(), trainer)
         };
@@ -319,7 +321,10 @@ impl Figures {
             (None, Trainer::Deepspeed) => Trainer::Fsdp2.attention_on(generation),
             (None, _) => run.attention,
         };
-        TrainingRun { attention, fused_loss: software.kernels.loss == Some(LossKind::Fused), ..run }
+        let eager = software.kernels.blocks.map_or(run.eager, |blocks| blocks == BlockKind::Eager);
+        let keeps_each = software.kernels.blocks == Some(BlockKind::Eager);
+        let fused_loss = software.kernels.loss == Some(LossKind::Fused);
+        TrainingRun { attention, fused_loss, eager, keeps_each, ..run }
     }
 
     /// The closed form of a plan's run; `None` for several kinds of nodes.
@@ -426,7 +431,12 @@ fn kernels_in(reference: &CatalogueReference) -> Result<KernelChoice, InputError
         attention.map_err(|_| unknown("attention", &kernels.attention, "unfused, flash, cudnn"))?;
     let loss = kernels.loss.parse::<LossKind>();
     let loss = loss.map_err(|_| unknown("loss", &kernels.loss, "fused, whole"))?;
+    let blocks = match kernels.blocks.as_str() {
+        "" => None,
+        text => Some(text.parse::<BlockKind>().map_err(|_| unknown("blocks", text, "fused, eager"))?),
+    };
     Ok(KernelChoice {
+        blocks,
         attention: kernels.attention_given.then_some(attention),
         loss: kernels.loss_given.then_some(loss),
     })

@@ -25,9 +25,14 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
             plan::fastest_part(&figures, &asked.request.model, job, &asked.software_of_search(), limits)?;
         return estimate::print(args, &plan, None, "");
     }
-    let (plan, shortfall) = asked.plan(&figures)?;
-    if let Some(given) = asked.request.given.as_ref().filter(|_| !args.json) {
-        super::understood::note(given, asked.request.flags, &plan);
+    let (mut plan, shortfall) = asked.plan(&figures)?;
+    if let Some(given) = &asked.request.given {
+        let (costs, _) = figures.costs(&asked.request.model, &plan.job, &asked.software);
+        let each = costs.parameter_bytes(&plan.strategy);
+        plan.understood = super::understood::settings(given, asked.request.flags, &plan, each);
+        if !args.json {
+            super::understood::note(given, &plan);
+        }
     }
     estimate::print(args, &plan, shortfall, "")
 }
@@ -63,6 +68,10 @@ impl<'a> Asked<'a> {
             None => own,
         };
         let mut software = Software::of(flags_of_software);
+        if let Some(given) = given {
+            given.kernels(&mut software);
+            software.assumptions.extend(given.assumed_length(args.job));
+        }
         let assumed_trainer = flags_of_software.trainer.is_none();
         if assumed_trainer {
             let (trainer, why) = match given.map(|given| (given.trainer(), given.format())) {
@@ -80,13 +89,14 @@ impl<'a> Asked<'a> {
             software.assumptions.push(assumption);
         }
         let blamed = |error: InputError| {
-            let error = input::blame_states(error, args.job);
+            let error = input::blame_trainable(input::blame_states(error, args.job), args.job);
             if error.source_name.is_empty() { request.blame(error.into()) } else { Failure::from(error) }
         };
         let (states, follows) = states::completed(software.trainer, &request.job.states);
         software.assumptions.extend(follows);
         states::check_states(software.trainer, &states, &request.job.optimizer, request.job.precision)
             .map_err(blamed)?;
+        software::check_trainable(software.trainer, &request.job.trainable).map_err(blamed)?;
         software.assumptions.extend(figures.hosts(&states));
         request.job.states = states;
         let degrees: Vec<u32> =

@@ -1,10 +1,11 @@
 //! `--from`: a trainer's own file instead of flags.
 
+use super::catalogue::Software;
 use crate::cli::{EstimateArgs, JobArgs, Layout, PlanArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::Trainer;
-use autodist_exporters::{CommandLine, Field, Imported, Target, import_with};
+use autodist_exporters::{CommandLine, Field, Imported, KernelNames, Target, import_with};
 use autodist_program::Framework;
 use autodist_spec::{
     Check, Codec, Experts, Hyperparameter, InputError, Job, Latent, ModelSpec, ParallelStrategy, Positions,
@@ -117,7 +118,9 @@ pub fn read(args: FlagsAndFile, devices: Option<u32>) -> Result<Option<Given>, F
     let model = named.clone();
     let open = |name: &str| -> Result<String, InputError> {
         let folder = Path::new(script).parent().unwrap_or(Path::new(""));
-        let path = folder.join(name);
+        // Trainers start in a folder above, to which names are relative.
+        let above = folder.ancestors().map(|folder| folder.join(name)).find(|path| path.is_file());
+        let path = above.unwrap_or_else(|| folder.join(name));
         input::check_plain(&path, "configuration")?;
         input::text_file(&path, "configuration")
     };
@@ -183,8 +186,9 @@ fn command_line(args: FlagsAndFile, devices: Option<u32>, experts: bool) -> Resu
 }
 
 /// The fields that flags of a job or a job file give; 0 where only that they do matters.
-fn of_job(job: &JobArgs) -> [(Field, Option<u32>); 4] {
+fn of_job(job: &JobArgs) -> [(Field, Option<u32>); 5] {
     [
+        (Field::Trainable, job.trainable.gives_parts().then_some(0)),
         (Field::GlobalBatch, job.global_batch),
         (Field::SeqLen, job.seq_len),
         (Field::Precision, job.precision.map(|_| 0)),
@@ -222,7 +226,8 @@ fn some_of(list: &[String]) -> String {
 }
 
 /// Fields by their names in error messages.
-const SPOKEN: [(&[&str], Field); 18] = [
+const SPOKEN: [(&[&str], Field); 19] = [
+    (&["trainable"], Field::Trainable),
     (&["states"], Field::States),
     (&["tp", "tensor"], Field::Tensor),
     (&["pp", "pipeline"], Field::Pipeline),
@@ -249,6 +254,7 @@ fn instead_of(field: Field) -> &'static str {
         Field::GradientClip => "`gradient_clip` in a job file",
         Field::LearningRate => "`learning_rate` in a job file",
         Field::States => "the flags of the state (`--moment-bits`, `--offload-optimizer device` and others)",
+        Field::Trainable => "`--lora-rank`, `--lora-targets`, `--base-bits` or `--freeze`",
         _ => "`optimizer` in a job file",
     })
 }
@@ -491,6 +497,50 @@ impl Given {
         }
         flags.states.apply(&mut states);
         job.states = states;
+    }
+
+    /// The kernels of the file.
+    pub fn named_kernels(&self) -> KernelNames {
+        self.imported.kernels
+    }
+
+    /// The kernels that the file names or its trainer has by default, unless flags do.
+    pub fn kernels(&self, software: &mut Software) {
+        let names = self.imported.kernels;
+        let kernels = &mut software.kernels;
+        kernels.attention = kernels.attention.or(names.attention.and_then(|name| name.parse().ok()));
+        kernels.loss = kernels.loss.or(names.loss.and_then(|name| name.parse().ok()));
+        if kernels.blocks.is_none() && names.blocks.is_some() {
+            kernels.blocks = names.blocks.and_then(|name| name.parse().ok());
+            if names.blocks_by_default && names.blocks == Some("eager") {
+                let format = self.format();
+                software.assumptions.push(format!(
+                    "eager blocks, each operation a kernel of its own: {format}'s default, --blocks not given"
+                ));
+            }
+        }
+    }
+
+    /// That sequences are as long as a limit of the file allows.
+    pub fn assumed_length(&self, flags: &JobArgs) -> Option<String> {
+        let is_limit = self.target == Target::Transformers && flags.seq_len.is_none() && flags.job.is_none();
+        let keys = self.keys(Field::SeqLen).filter(|_| is_limit)?;
+        let length = self.imported.settings.seq_len;
+        Some(format!("sequences of {length} tokens, the longest that {keys} allows: --seq-len not given"))
+    }
+
+    /// What is trained: as the file says, unless a job file does, overridden by flags.
+    ///
+    /// # Errors
+    /// Flags and file contradict each other.
+    pub fn trainable(&self, flags: &JobArgs, job: &mut Job) -> Result<(), Failure> {
+        if flags.job.is_none() || job.trainable.is_all() {
+            let mut trainable = self.imported.settings.trainable.clone();
+            flags.trainable.apply(&mut trainable)?;
+            trainable.check().map_err(|error| input::blame_trainable(error, flags))?;
+            job.trainable = trainable;
+        }
+        Ok(())
     }
 
     /// The pipeline's stages, if the file contains them and no flag overrides them.

@@ -97,6 +97,11 @@ pub fn request(
         let error = InputError::new(field, value, problem);
         return Err(error.hint("remove it, or estimate and plan without a profile, by `--cluster`").into());
     }
+    if !job.trainable.is_all() {
+        let problem = "is not measured: engines of autodist train whole models";
+        let error = InputError::new("trainable", job.trainable.label(), problem);
+        return Err(error.hint("remove it, or estimate and plan without a profile, by `--cluster`").into());
+    }
     engine::check_devices(engine, devices.kind)?;
     devices::leave_out(devices.kind, &mut job);
     engine::leave_out(engine, &mut job);

@@ -38,9 +38,17 @@ impl<'a> JobRequest<'a> {
                 let mut job = job(&given.job_flags(flags.job)?).map_err(blame)?;
                 given.complete(&mut job).map_err(blame)?;
                 given.states(flags.job, &mut job);
+                given.trainable(flags.job, &mut job)?;
                 job
             }
         };
+        job.trainable.check_model(&model).map_err(|error| {
+            let error = input::blame_trainable(error, flags.job);
+            match &given {
+                Some(given) if error.source_name.is_empty() => given.blame(flags, error.into()),
+                _ => Failure::from(error),
+            }
+        })?;
         Ok(Self { model, job, given, flags })
     }
 

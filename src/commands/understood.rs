@@ -2,22 +2,13 @@
 
 use super::from_trainer::{FlagsAndFile, Given, is_given};
 use crate::{look, output};
+use autodist_cost_model::ParameterBytes;
 use autodist_exporters::Field;
 use autodist_reports::plural;
-use autodist_spec::{Optimizer, Plan};
+use autodist_spec::{Optimizer, Plan, Said, UnderstoodSetting};
 use std::collections::BTreeMap;
 
-/// Who said a setting, in the order of the lines.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Origin {
-    File,
-    Default,
-    Flag,
-    Cluster,
-    Assumed,
-}
-
-const FIELDS: [Field; 16] = [
+const FIELDS: [Field; 17] = [
     Field::Model,
     Field::Data,
     Field::Tensor,
@@ -33,46 +24,116 @@ const FIELDS: [Field; 16] = [
     Field::SeqLen,
     Field::Recompute,
     Field::Precision,
+    Field::Trainable,
     Field::Optimizer,
 ];
 
+/// Every setting of a plan that a trainer's file describes, what it is priced as, and what each parameter takes.
+pub fn settings(
+    given: &Given,
+    request: FlagsAndFile,
+    plan: &Plan,
+    each: &ParameterBytes,
+) -> Vec<UnderstoodSetting> {
+    let of_field = |field: &Field| {
+        let (value, _) = described(*field, plan)?;
+        let (said, key) = origin(given, request, *field);
+        Some(UnderstoodSetting { setting: field.name().to_owned(), value, said, key: key.map(str::to_owned) })
+    };
+    let mut all: Vec<_> = FIELDS.iter().filter_map(of_field).collect();
+    all.extend(software(given, plan, each));
+    all
+}
+
+/// The software and its kernels, and the bytes of the state of each parameter.
+fn software(given: &Given, plan: &Plan, each: &ParameterBytes) -> Vec<UnderstoodSetting> {
+    let Some(catalogue) = plan.cost_source.catalogue() else { return Vec::new() };
+    let one = |setting: &str, value: String, said: Said, flag: Option<&str>| UnderstoodSetting {
+        setting: setting.to_owned(),
+        value,
+        said,
+        key: flag.filter(|_| said == Said::ByFlag).map(str::to_owned),
+    };
+    let trainer = if given.trainer().is_some_and(|trainer| trainer.name() == catalogue.trainer) {
+        Said::ByFile
+    } else {
+        Said::ByNobody
+    };
+    let mut all = vec![one("trainer", format!("priced as {}", catalogue.trainer), trainer, None)];
+    if let Some(kernels) = &catalogue.kernels {
+        let said = |is_given: bool, named: bool| match (is_given, named) {
+            (true, true) => Said::ByFile,
+            (true, false) => Said::ByFlag,
+            (false, _) => Said::ByDefault,
+        };
+        let named = given.named_kernels();
+        let attention = said(kernels.attention_given, named.attention.is_some());
+        all.push(one(
+            "attention",
+            format!("{} attention", kernels.attention),
+            attention,
+            Some("--attention"),
+        ));
+        let loss = said(kernels.loss_given, named.loss.is_some());
+        all.push(one("loss", format!("{} loss", kernels.loss), loss, Some("--loss")));
+        if !kernels.blocks.is_empty() {
+            let blocks = match (named.blocks.is_some(), named.blocks_by_default) {
+                (true, true) => Said::ByDefault,
+                (true, false) => Said::ByFile,
+                (false, _) => Said::ByFlag,
+            };
+            all.push(one("blocks", format!("{} blocks", kernels.blocks), blocks, Some("--blocks")));
+        }
+    }
+    let states = if plan.job.states.is_usual() { Said::ByDefault } else { Said::ByFile };
+    let bits = |bytes: f64| 8.0 * bytes;
+    let words = format!(
+        "{} bits of weights, {} of gradients and {} of optimizer state for each parameter",
+        bits(each.weight),
+        bits(each.gradient),
+        bits(each.state)
+    );
+    all.push(one("states", words, states, None));
+    all
+}
+
 /// Prints a line for each origin; with `--verbose` also the keys, and what has its usual value.
-pub fn note(given: &Given, request: FlagsAndFile, plan: &Plan) {
+pub fn note(given: &Given, plan: &Plan) {
     let verbose = look::view().verbose;
-    let mut all: BTreeMap<Origin, Vec<String>> = BTreeMap::new();
-    for field in FIELDS {
-        let Some((words, usual)) = described(field, plan) else { continue };
-        let (origin, key) = origin(given, request, field);
+    let mut all: BTreeMap<Said, Vec<String>> = BTreeMap::new();
+    for UnderstoodSetting { setting, value, said, key } in &plan.understood {
+        let field = FIELDS.iter().find(|field| field.name() == setting);
+        let usual = field.and_then(|field| described(*field, plan)).is_some_and(|(_, usual)| usual);
         // What is not used needs no word, unless the file has one.
-        if usual && !verbose && origin != Origin::File {
+        if usual && !verbose && *said != Said::ByFile {
             continue;
         }
-        let keys = key.filter(|_| verbose).map_or(String::new(), |key| format!(" (`{key}`)"));
-        all.entry(origin).or_default().push(format!("{words}{keys}"));
+        let keys = key.as_ref().filter(|_| verbose).map_or(String::new(), |key| format!(" (`{key}`)"));
+        all.entry(*said).or_default().push(format!("{value}{keys}"));
     }
-    all.entry(Origin::Cluster).or_default().insert(0, plural(plan.cluster.device_count().into(), "device"));
-    for (origin, settings) in all {
-        let who = match origin {
-            Origin::File => format!("{} says", given.file()),
-            Origin::Default => format!("defaults of {}", given.version()),
-            Origin::Flag => "flags say".to_owned(),
-            Origin::Cluster => "from the cluster".to_owned(),
-            Origin::Assumed => "assumed".to_owned(),
+    all.entry(Said::ByCluster).or_default().insert(0, plural(plan.cluster.device_count().into(), "device"));
+    for (said, settings) in all {
+        let who = match said {
+            Said::ByFile => format!("{} says", given.file()),
+            Said::ByDefault => format!("defaults of {}", given.version()),
+            Said::ByFlag => "flags say".to_owned(),
+            Said::ByCluster => "from the cluster".to_owned(),
+            Said::ByNobody => "assumed".to_owned(),
         };
         output::note(&format!("{who}: {}", settings.join(", ")));
     }
 }
 
-fn origin<'a>(given: &'a Given, request: FlagsAndFile, field: Field) -> (Origin, Option<&'a str>) {
+fn origin<'a>(given: &'a Given, request: FlagsAndFile, field: Field) -> (Said, Option<&'a str>) {
     let (known, key) = (given.knows(field), given.keys(field));
     if is_given(request, field) || (field == Field::Model && request.model.is_some()) {
-        return (Origin::Flag, field.flag());
+        return (Said::ByFlag, field.flag());
     }
     match (known, key) {
-        (true, Some(key)) => (Origin::File, Some(key)),
-        (true, None) => (Origin::Default, None),
-        (false, _) if matches!(field, Field::Data | Field::Shard) => (Origin::Cluster, None),
-        (false, _) => (Origin::Assumed, None),
+        (true, Some(key)) => (Said::ByFile, Some(key)),
+        (true, None) => (Said::ByDefault, None),
+        (false, _) if matches!(field, Field::Data | Field::Shard) => (Said::ByCluster, None),
+        (false, _) => (Said::ByNobody, None),
     }
 }
 
@@ -103,6 +164,7 @@ fn described(field: Field, plan: &Plan) -> Option<(String, bool)> {
             (format!("recomputation {}", most.name()), false)
         }
         Field::Precision => (format!("precision {}", job.precision), false),
+        Field::Trainable => (format!("trained: {}", job.trainable.label()), job.trainable.is_all()),
         Field::Optimizer => {
             let name = if matches!(job.optimizer, Optimizer::Sgd { .. }) { "sgd" } else { "adamw" };
             (format!("optimizer {name}"), false)

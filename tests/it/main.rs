@@ -42,6 +42,7 @@ mod states;
 mod strangers;
 mod terminal;
 mod torch;
+mod trainable;
 mod transcripts;
 mod twin;
 mod typing;

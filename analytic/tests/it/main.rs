@@ -4,5 +4,6 @@
 
 mod documentation;
 mod figures;
+mod lora;
 mod physics;
 mod states;

@@ -79,7 +79,7 @@ proptest! {
         let outline = Outline::new(&program.model, &strategy, &program.stages, &layers, &job);
         let quick = costs.outline_bound(&outline, &program.model, &strategy, program.micro_batches).unwrap();
         prop_assert!(quick <= estimate.lower_bound_s, "{quick} above {}", estimate.lower_bound_s);
-        let floors = outline.memory_floor(&strategy, costs.parameter_bytes(&strategy), &in_flight(&strategy, program.micro_batches));
+        let floors = outline.memory_floor(&job, &strategy, costs.parameter_bytes(&strategy), &in_flight(&strategy, program.micro_batches));
         let floor = floors[0].max(floors[1]);
         prop_assert!(floor <= estimate.peak_memory_bytes.0, "{floor} above {}", estimate.peak_memory_bytes.0);
         let devices = strategy.devices() as u32;

@@ -8,7 +8,8 @@ use autodist_executor::{CodecOptions, DataSource, Guard, Task, local};
 use autodist_program::{buckets, stages};
 use autodist_spec::run::FallbackReason;
 use autodist_spec::{
-    Codec, Coded, Communication, Job, LearningRate, Optimizer, ParallelStrategy, Reduction, RunRecord,
+    Codec, Coded, Communication, Job, LayerTraining, LearningRate, Optimizer, ParallelStrategy, Reduction,
+    RunRecord,
 };
 use common::learner;
 use std::sync::{Arc, Mutex};
@@ -118,7 +119,7 @@ fn announced(codec: Codec, votes: bool) -> f64 {
     let (model, strategy) = (learner(), strategy(codec, BATCH));
     let stages = stages::even(&model, &strategy);
     let of = |codec: Codec| -> f64 {
-        let all = buckets(&model, &strategy, &stages, 0, 0);
+        let all = buckets(&model, &vec![LayerTraining::WHOLE; model.chain_len()], &strategy, &stages, 0, 0);
         let bytes = all.iter().flat_map(|bucket| {
             let parameters = bucket.parameters(&model, 0, 1);
             let tensors: Vec<Tensor> = parameters

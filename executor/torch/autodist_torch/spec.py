@@ -194,6 +194,7 @@ class Job:
     allow: Any = None
     given: Any = None
     states: Any = None
+    trainable: Any = None
     memory_reserve: float = 0.0
 
     def tokens(self) -> int:

@@ -12,6 +12,7 @@ use crate::row::{
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
 use crate::states;
+use crate::trainable;
 use crate::unsupported::KeyRule;
 use crate::{Export, Exporter, File, Files};
 use autodist_spec::{Codec, Hyperparameter, InputError, LearningRate, Optimizer, Precision, Recompute};
@@ -70,6 +71,7 @@ const UNTESTED: &str = "zero_allow_untested_optimizer";
 const DECAY: Hyperparameter = Hyperparameter::WeightDecay;
 
 static UNSUPPORTED: &[UnsupportedField] = &[
+    trainable::BY_SCRIPT,
     NO_PIPELINE[0],
     NO_PIPELINE[1],
     NO_PIPELINE[2],

@@ -12,6 +12,7 @@ use crate::row::{
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
 use crate::states;
+use crate::trainable;
 use crate::unsupported::KeyRule;
 use crate::{Export, Exporter, File, Files};
 use autodist_spec::{
@@ -185,6 +186,7 @@ const OPTIMIZER: OptimizerKeys =
     OptimizerKeys { betas: ["adam_b1", "adam_b2"], epsilon: "adam_eps", weight_decay: "adam_weight_decay" };
 
 static UNSUPPORTED: &[UnsupportedField] = &[
+    trainable::NO_TRAINABLE,
     refuse(
         Field::Stages,
         "all stages hold the same number of blocks",

@@ -8,8 +8,10 @@ pub(crate) use rows::{ROUND, ROWS};
 pub(crate) use rules::RULES;
 
 use crate::document::{Document, plain};
+use crate::kernels::{self, KernelNames};
 use crate::launch::Script;
 use crate::row::{ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField};
+use crate::trainable;
 use crate::unsupported::KeyRule;
 use crate::{Ask, DeepSpeedKeys, Export, Exporter, File, Files};
 use autodist_spec::{Hyperparameter, InputError, Precision};
@@ -19,6 +21,10 @@ use serde_json::Value;
 pub struct Megatron;
 
 impl Exporter for Megatron {
+    fn kernels(&self, document: &Document) -> Result<KernelNames, InputError> {
+        kernels::of_megatron(document)
+    }
+
     fn version(&self) -> &'static str {
         "megatron-core 0.19"
     }
@@ -64,7 +70,7 @@ impl Exporter for Megatron {
     }
 
     fn rules(&self) -> Vec<&'static [KeyRule]> {
-        vec![RULES]
+        vec![RULES, trainable::RULES]
     }
 
     fn deepspeed(&self) -> Option<DeepSpeedKeys> {

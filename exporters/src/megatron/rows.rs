@@ -8,6 +8,7 @@ use crate::row::{
 use crate::settings::Field;
 use crate::stages::{blocks_of_layout, layout, leading_full, uniform_recompute};
 use crate::states;
+use crate::trainable;
 use autodist_program::schedule::round_of;
 use autodist_spec::{
     Activation, Codec, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions,
@@ -145,6 +146,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
         },
     },
     states::MEGATRON,
+    trainable::MEGATRON,
     size!(SeqLen, seq_len, "seq-length"),
     size!(MicroBatch, micro_batch, "micro-batch-size"),
     size!(GlobalBatch, global_batch, "global-batch-size"),

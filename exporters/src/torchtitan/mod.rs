@@ -3,6 +3,7 @@
 mod toml;
 
 use crate::document::{Document, product, quotient};
+use crate::kernels::{self, KernelNames};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField, clip, instead,
@@ -11,6 +12,7 @@ use crate::row::{
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
 use crate::states;
+use crate::trainable;
 use crate::unsupported::{KeyRule, LAUNCHERS, approximated, ignored, refused};
 use crate::{Export, Exporter, File, Files};
 use autodist_spec::{
@@ -27,6 +29,10 @@ const FLOAT8: &str = "float8";
 const RECOMPUTE: &str = "activation_checkpoint";
 
 impl Exporter for Torchtitan {
+    fn kernels(&self, document: &Document) -> Result<KernelNames, InputError> {
+        kernels::of_torchtitan(document)
+    }
+
     fn version(&self) -> &'static str {
         "torchtitan 0.3"
     }
@@ -228,6 +234,7 @@ static RULES: &[KeyRule] = &[
 ];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
+    trainable::NO_TRAINABLE,
     instead(
         Field::Model,
         "the function given by MODULE and CONFIG builds the model: give the one of this model",

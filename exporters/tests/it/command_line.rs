@@ -409,7 +409,7 @@ fn keys_that_no_list_has_are_named_or_refused() {
         let imported = read(target, &unheard, 8, &[]).unwrap_or_else(|error| panic!("{unheard}: {error}"));
         assert_eq!(imported.others.unknown, ["colour_of_logs"], "{}", target.name());
         for telling in
-            ["ring_parallel_degree", "my_batch", "seq_chunks", "lora_rank", "state_dtype", "cp_size"]
+            ["ring_parallel_degree", "my_batch", "seq_chunks", "lora_blocks", "state_dtype", "cp_size"]
         {
             let error = read(target, &form(telling), 8, &[])
                 .err()

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
+mod axolotl;
 mod blocks;
 mod branches;
 mod command_line;
@@ -16,3 +17,4 @@ mod refusals;
 mod round_trip;
 mod starts;
 mod states;
+mod trainable;

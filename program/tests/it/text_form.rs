@@ -7,9 +7,9 @@ use autodist_program::{
     RankClass, RankProgram, Residence, TensorCollective, Transfer,
 };
 use autodist_spec::{
-    Activation, Addition, Algorithm, BlockRun, BucketReduction, Bytes, Codec, Communication, Experts, Latent,
-    ModelSpec, Norm, ParallelStrategy, Pass, Positions, Precision, Recompute, Reduction, ScheduleKind,
-    Segment, Stage,
+    Activation, Addition, Algorithm, BaseBits, BlockRun, BucketReduction, Bytes, Codec, Communication,
+    Experts, Latent, LayerTraining, ModelSpec, Norm, ParallelStrategy, Pass, Positions, Precision, Recompute,
+    Reduction, ScheduleKind, Segment, Stage,
 };
 use common::cases::{self, ALGORITHMS};
 use common::{every, text, variant, variants};
@@ -256,6 +256,8 @@ fn bucket(one: &Bucket) -> Changes<Bucket> {
         chunk => [one.chunk + 1],
         elements => [one.elements + 1],
         padded => [one.padded + 1],
+        trained => [one.trained + 1],
+        quantised => [one.quantised + 1],
         tied => [!one.tied],
         copy => [!one.copy],
         expert => [one.expert + 1],
@@ -428,10 +430,19 @@ fn rank(one: &RankProgram) -> Changes<RankProgram> {
     list
 }
 
+/// The first layer is frozen.
+fn frozen(training: &[LayerTraining]) -> Vec<LayerTraining> {
+    let mut changed = training.to_vec();
+    changed[0].weights = false;
+    changed
+}
+
 fn program(one: &Program) -> Changes<Program> {
     let mut list = changes!(Program {
         seq_len => [one.seq_len + 1],
         micro_batches => [one.micro_batches + 1],
+        base_bits => [BaseBits::Four],
+        training => [frozen(&one.training)],
         precision => but(every!(Precision: Fp32, Tf32, Fp16, Bf16, Fp8), &one.precision);
         model, strategy, stages, mesh, ranks
     } of one);

@@ -4,7 +4,7 @@
 use super::{Figure, Pair};
 use autodist_cost_model::{CollectiveQuery, Prices, Purpose, SegmentPrice, SegmentQuery};
 use autodist_program::Transfer;
-use autodist_spec::{Algorithm, Bytes, Collective, Kernels, Pass, Recompute, Segment};
+use autodist_spec::{Algorithm, Bytes, Collective, Kernels, LayerTraining, Pass, Recompute, Segment};
 
 pub struct Reason {
     pub name: &'static str,
@@ -70,7 +70,9 @@ fn segment(pair: &Pair, segment: Segment, pass: Pass) -> SegmentPrice {
     let strategy = &pair.case.strategy;
     let (recompute, micro_batches) = (strategy.recompute, pair.program.micro_batches);
     let block = pair.case.model.block(1);
-    pair.prices.segment(&SegmentQuery { block, segment, pass, recompute, strategy, micro_batches }).unwrap()
+    let training = LayerTraining::WHOLE;
+    let query = SegmentQuery { block, training, segment, pass, recompute, strategy, micro_batches };
+    pair.prices.segment(&query).unwrap()
 }
 
 /// Bytes that the backward pass of a block allocates: gradients, and recomputed activations.

@@ -90,6 +90,7 @@ pub fn plan(
         strategy,
         stages,
         estimate,
+        understood: Vec::new(),
         search,
         alternatives: Vec::new(),
         rejected: Vec::new(),

@@ -10,8 +10,8 @@ use autodist_program::{
 };
 use autodist_spec::{
     Activation, Algorithm, BlockRun, BucketReduction, Codec, Coded, Communication, Experts, Job, Latent,
-    ModelSpec, Norm, Optimizer, ParallelStrategy, Pass, Positions, Precision, Recompute, Reduction,
-    ScheduleKind, Segment, Stage,
+    LayerTraining, ModelSpec, Norm, Optimizer, ParallelStrategy, Pass, Positions, Precision, Recompute,
+    Reduction, ScheduleKind, Segment, Stage,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write};
@@ -34,7 +34,18 @@ pub fn of_job(job: &Job) -> String {
 }
 
 pub fn of_program(program: &Program) -> String {
-    let Program { model, strategy, stages, mesh, seq_len, micro_batches, precision, ranks } = program;
+    let Program {
+        model,
+        training,
+        base_bits,
+        strategy,
+        stages,
+        mesh,
+        seq_len,
+        micro_batches,
+        precision,
+        ranks,
+    } = program;
     let Mesh { pipeline, replicate, shard, context, tensor } = mesh;
     let (data, shards) = (replicate * shard * context, shards(program));
     let precision = match precision {
@@ -52,6 +63,12 @@ pub fn of_program(program: &Program) -> String {
         &mut out,
         format!("step: {micro_batches} micro-batches, {seq_len} tokens, {rows} rows, {precision}"),
     );
+    for (layer, one) in training.iter().enumerate().filter(|(_, one)| **one != LayerTraining::WHOLE) {
+        line(&mut out, format!("layer {layer}: {one:?}"));
+    }
+    if !base_bits.is_whole() {
+        line(&mut out, format!("quantised weights: {} bits", base_bits));
+    }
     for (chunk, stage) in stages.iter().enumerate() {
         let Stage { first_layer, end_layer, recompute } = stage;
         let recompute = words(recompute.iter().map(|r| of_recompute(*r)));
@@ -335,7 +352,8 @@ fn of_buckets(program: &Program, rank: &RankProgram) -> String {
 }
 
 fn of_bucket(program: &Program, bucket: &Bucket, tensor_rank: usize) -> String {
-    let Bucket { chunk, layers, elements, padded, tied, copy, expert, residence, shard } = bucket;
+    let Bucket { chunk, layers, elements, padded, trained, quantised, tied, copy, expert, residence, shard } =
+        bucket;
     let mut out = format!("chunk {chunk}, {elements} elements, padded {padded}");
     let own = bucket.shard_elements();
     let replicated = bucket.replicated();
@@ -344,6 +362,8 @@ fn of_bucket(program: &Program, bucket: &Bucket, tensor_rank: usize) -> String {
     out += &unusual.unwrap_or_default();
     out += &if *shard == shards(program) { String::new() } else { format!(", over {shard} ranks") };
     out += &if *expert == 1 { String::new() } else { format!(", of experts on {expert} ranks") };
+    out += &if trained == elements { String::new() } else { format!(", trained {trained}") };
+    out += &if *quantised == 0 { String::new() } else { format!(", quantised {quantised}") };
     out += if *tied { ", tied" } else { "" };
     out += if *copy { ", copy\n" } else { "\n" };
     for BucketLayer { layer, offset, elements, replicated } in layers {
