@@ -19,7 +19,7 @@ mod version;
 pub use answers::{CompareArgs, DiffArgs, DoctorArgs};
 pub use fewer::FewerArgs;
 pub use job::{AllowArg, CatalogueArgs, FigureArgs, JobArgs, ModelArg, PriceArgs};
-pub use measured::{BacktestArgs, CalibrateArgs, MeasuredRun, MeasuredRunArgs};
+pub use measured::{BacktestArgs, CalibrateArgs, IN_A_PLAN, MeasuredRun, MeasuredRunArgs};
 pub use mistakes::explained;
 pub use ranks::{DevicesArg, RanksArgs, RunArgs, TransportArg};
 pub use software::SoftwareArgs;
@@ -66,7 +66,7 @@ pub enum Command {
     /// Compare predictions from hardware figures with a table of measured runs
     #[command(after_help = examples::BACKTEST)]
     Backtest(BacktestArgs),
-    /// Fit the efficiencies behind plans without a profile to a table of a cluster's own runs
+    /// Correct predictions by measured step times: of plans without a profile, or of a profile
     #[command(after_help = examples::CALIBRATE)]
     Calibrate(CalibrateArgs),
     /// Train plans, compare measured with predicted step times, and put the fastest plan first in the plan
@@ -187,12 +187,7 @@ pub struct PlanArgs {
 #[derive(Debug, Args)]
 pub struct EstimateArgs {
     /// Plan document whose strategy and stages are priced, instead of flags
-    #[arg(conflicts_with_all = [
-        "model", "job", "global_batch", "global_batch_tokens", "seq_len", "seed", "learning_rate", "precision", "cluster", "device_memory", "tp", "pp",
-        "dp", "cp", "ep", "vpp", "zero", "shard", "sp", "no_sp", "recompute", "micro_batch", "schedule", "bucket_bytes", "trainer", "attention", "loss", "best",
-        "moment_bits", "master_bits", "gradient_bits", "offload_optimizer", "offload_part", "offload_parameters", "offload_activations",
-        "live_parameters", "second_shard", "gather_bits",
-    ])]
+    #[arg(conflicts_with_all = IN_A_PLAN, conflicts_with_all = ["device_memory", "attention", "loss", "best"])]
     pub plan: Option<PathBuf>,
     /// Read the job and the strategy from a trainer's own configuration, e.g., `--from megatron pretrain.sh`;
     /// flags override it

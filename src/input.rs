@@ -142,7 +142,7 @@ fn document<T: DeserializeOwned + Check>(name: &str, content: &[u8]) -> Result<T
 }
 
 /// The kind of a document that autodist wrote, by a field that only this kind has.
-fn kind(name: &str, content: &[u8]) -> Option<&'static str> {
+pub fn kind(name: &str, content: &[u8]) -> Option<&'static str> {
     let keys = parse::json_keys(name, content, "document").ok()?;
     let kinds =
         [("segments", "profile"), ("search", "plan"), ("ranks", "run"), ("median_error", "validation")];
@@ -364,7 +364,7 @@ pub fn cluster(text: &str, catalogue: &Catalogue, own: Option<&NodeGroup>) -> Re
         if let (Some(latency), Some(network)) = (written.latency, &mut cluster.network) {
             network.latency_s = latency;
         }
-        written.notes.iter().for_each(|note| output::note(&format!("--cluster: {note}")));
+        written.notes.iter().for_each(|note| output::note_once(&format!("--cluster: {note}")));
         Ok(ReadCluster { cluster, assumptions: written.assumptions })
     };
     Ok(read().map_err(|error| error.in_file("--cluster"))?)

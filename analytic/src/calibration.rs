@@ -137,11 +137,11 @@ impl Calibration {
         rows.iter().map(stated).collect()
     }
 
-    fn bars(&self) -> ErrorBars {
+    pub(crate) fn bars(&self) -> ErrorBars {
         ErrorBars { usual: self.error_bar, of: self.error_bars.clone() }
     }
 
-    fn bases_of(&self, run: &TrainingRun, parameters: &FreeParameters) -> Vec<Basis> {
+    pub(crate) fn bases_of(&self, run: &TrainingRun, parameters: &FreeParameters) -> Vec<Basis> {
         let known = |trainer: Trainer| {
             self.trainers.as_ref().is_none_or(|all| all.iter().any(|name| name == trainer.name()))
         };

@@ -27,6 +27,7 @@ mod basis;
 mod calibration;
 mod cells;
 mod described;
+mod doubts;
 mod estimate;
 pub mod few;
 mod fields;

@@ -108,6 +108,21 @@ pub struct StepWork {
     pub(crate) adapters: [AdapterWork; 2],
 }
 
+/// The attention of a micro-batch as one kernel.
+pub(crate) fn attention_shape(run: &TrainingRun, core: &AttentionCore) -> Attention {
+    let keys = u64::from(core.keys);
+    Attention {
+        batch: u64::from(run.micro_batch),
+        sequence: keys,
+        keys,
+        heads: core.heads.ceil() as u64,
+        kv_heads: u64::from(run.block.kv_heads.div_ceil(run.layout.tensor)),
+        // Queries and values may have heads of different widths.
+        head_dim: u64::from(core.head_dim.midpoint(core.value_dim)),
+        causal: true,
+    }
+}
+
 impl StepWork {
     pub fn of(run: &TrainingRun) -> Self {
         let kernels = run.kernels();
@@ -172,11 +187,7 @@ impl StepWork {
                 self.softmax_apart = run.trainer.softmax_is_apart(batch * heads, keys);
             }
             _ => {
-                let kv_heads = u64::from(run.block.kv_heads.div_ceil(layout.tensor));
-                // Queries and values may have heads of different widths.
-                let head_dim = (head + u64::from(core.value_dim)) / 2;
-                let sequence = keys;
-                let shape = Attention { batch, sequence, keys, heads, kv_heads, head_dim, causal: true };
+                let shape = attention_shape(run, core);
                 // Context-parallel ranks process an early and a late part of the sequence each, so that all
                 // have the same number of unmasked keys.
                 let whole = machine.attention(&shape) / f64::from(layout.context);

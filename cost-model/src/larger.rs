@@ -26,7 +26,8 @@ impl CostModel {
         cluster: &Cluster,
         catalogue: Option<Arc<dyn Prices>>,
     ) -> Result<Self, Unpriced> {
-        let own = Self::new(profile);
+        let profile = &*profile.corrected();
+        let own = Self::of_times(profile);
         let measured = &profile.cluster;
         let same = (cluster.device_count(), cluster.node_count())
             == (measured.device_count(), measured.node_count());

@@ -69,6 +69,12 @@ impl RankCosts {
         (&self.distinct, &self.of_rank)
     }
 
+    /// The same costs on another number of pipeline ranks; `None` if ranks have devices of several classes.
+    pub fn on_ranks(&self, ranks: usize) -> Option<Self> {
+        let [only] = self.distinct.as_slice() else { return None };
+        Some(Self { distinct: vec![only.clone()], of_rank: vec![0; ranks], ..*self })
+    }
+
     /// As [`LayerCosts::least`]; `other` is for the same pipeline ranks.
     #[must_use]
     pub fn least(&self, other: &Self) -> Self {

@@ -154,6 +154,11 @@ fn within_steps(routes: &Routes, timed: &[CollectiveCost]) -> BTreeMap<u32, f64>
 impl CostModel {
     #[must_use]
     pub fn new(profile: &Profile) -> Self {
+        Self::of_times(&profile.corrected())
+    }
+
+    /// The costs of a profile whose correction is in its times.
+    fn of_times(profile: &Profile) -> Self {
         let routes = profile.network.as_ref().map(|network| Arc::new(Routes::new(network)));
         Self {
             model: profile.model.clone(),
@@ -206,7 +211,10 @@ impl CostModel {
                 Engine::Torch => PeakError::TORCH,
             },
             staging_bytes: profile.staging_bytes,
-            repeatability: profile.noise(),
+            repeatability: match &profile.correction {
+                Some(correction) => Some(profile.noise().unwrap_or(0.0).max(correction.error_bar)),
+                None => profile.noise(),
+            },
             probes: Vec::new(),
         }
     }
@@ -487,6 +495,19 @@ impl CostModel {
     /// The profile lacks a cost.
     pub fn lower_bound(&self, program: &Program) -> Result<Seconds, Unpriced> {
         Ok(self.price(program)?.lower_bound())
+    }
+
+    /// As [`memory`](Self::memory), without looking up times that the source of prices is known to have.
+    ///
+    /// # Errors
+    /// The profile lacks a cost.
+    pub fn memory_alone(&self, program: &Program) -> Result<Vec<MemoryBreakdown>, Unpriced> {
+        // A profile may lack the time of a transfer.
+        if self.extended.is_some() {
+            self.memory(program)
+        } else {
+            Ok(Priced::timeless(self, program)?.memory())
+        }
     }
 
     /// One per pipeline rank.

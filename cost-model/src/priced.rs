@@ -131,6 +131,13 @@ impl<'a> Priced<'a> {
         let (messages, message_coding) = messages(costs, program)?;
         Ok(Self { costs, program, ranks, messages, message_coding, shared })
     }
+
+    /// A program whose memory is counted, but not its time: all times are zero.
+    pub(crate) fn timeless(costs: &'a CostModel, program: &'a Program) -> Result<Self, Unpriced> {
+        let ranks = Pricer::new(costs, program).memory()?;
+        let (messages, message_coding, shared) = (Vec::new(), Price::ZERO, Vec::new());
+        Ok(Self { costs, program, ranks, messages, message_coding, shared })
+    }
 }
 
 /// Prices of the send/recv pairs that occur; the others stay zero.
@@ -220,6 +227,22 @@ impl<'a> Pricer<'a> {
             .iter()
             .map(|rank| rank.bodies.iter().map(|body| self.body(rank, body)).collect())
             .collect()
+    }
+
+    /// The memory of all bodies, without their times.
+    fn memory(&mut self) -> Result<Vec<Vec<PricedBody>>, Unpriced> {
+        let program = self.program;
+        let mut of = |rank: &RankProgram, body: &Body| {
+            let memory = body_memory(self, rank, body)?;
+            Ok(PricedBody {
+                steps: Vec::new(),
+                work: Work::default(),
+                pure: true,
+                total: Price::ZERO,
+                memory,
+            })
+        };
+        program.ranks.iter().map(|rank| rank.bodies.iter().map(|body| of(rank, body)).collect()).collect()
     }
 
     /// Takes the occupancy of links from a first pricing without contention.

@@ -117,6 +117,7 @@ impl SyntheticMachine {
             reference_s: Seconds::ZERO,
             repeatability: Some(0.01),
             doubts: Vec::new(),
+            correction: None,
         }
     }
 

@@ -181,6 +181,17 @@ impl DeviceModel {
         self.same_generation
     }
 
+    /// Whether GEMMs of such sizes were measured; otherwise they are extrapolated from others.
+    pub fn covers_gemm(&self, dtype: Precision, m: u64, n: u64, k: u64) -> bool {
+        self.gemm[dtype as usize].model.corrections.covers([m, n, k].map(|size| size as f64))
+    }
+
+    /// Whether flash attention of such a shape was measured.
+    pub fn covers_attention(&self, shape: &Attention) -> bool {
+        let (dim, fitted) = self.of_heads(shape.head_dim);
+        *dim == shape.head_dim && fitted.model.corrections.covers(shape.sizes())
+    }
+
     pub fn figures(&self) -> &DeviceFigures {
         &self.figures
     }

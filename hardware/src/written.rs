@@ -119,6 +119,11 @@ impl Catalogue {
         slowest
     }
 
+    /// The machine that a cluster of one kind of nodes names, such as `2xp5.48xlarge`.
+    pub fn named_node(&self, written: &str) -> Option<&'static NodeShape> {
+        self.group(written.trim(), written, &mut Vec::new()).ok().flatten()?.named
+    }
+
     /// One kind of nodes; `None` if the text is not of a form that this module knows.
     fn group(&self, text: &str, whole: &str, notes: &mut Vec<String>) -> Result<Option<Group>, InputError> {
         let wrong =

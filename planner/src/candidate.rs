@@ -5,6 +5,7 @@ use crate::refusal::MemoryShortfall;
 use crate::space::Candidate;
 use autodist_cost_model::{CostModel, InFlight, Outline, RankCosts, Unpriced, in_flight};
 use autodist_program::schedule::Extent;
+use autodist_program::stages::Cuts;
 use autodist_program::{Framework, Illegal, Program, engine, framework, rules, stages};
 use autodist_spec::model::share;
 use autodist_spec::{
@@ -13,6 +14,7 @@ use autodist_spec::{
 };
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A plan that fits.
 #[derive(Debug, Clone)]
@@ -112,6 +114,26 @@ pub(crate) struct Evaluator<'a> {
     /// Memory of the devices of each class.
     memory: Vec<Bytes>,
     pub options: CommunicationOptions,
+    /// What was computed of layers, on clusters of one kind of devices.
+    layers: Mutex<BTreeMap<LayersKey, Arc<KnownLayers>>>,
+}
+
+/// Strategies with the same key have layers of the same costs: tensor, context and expert degree, micro-batch, sequence
+/// parallelism, recomputation.
+type LayersKey = (u32, u32, u32, u32, bool, Recompute);
+
+/// The costs of layers, and the cuts of the chain into nearly equal times.
+struct KnownLayers {
+    costs: RankCosts,
+    cuts: Mutex<Cuts>,
+}
+
+impl KnownLayers {
+    fn new(costs: RankCosts, layers: usize) -> Self {
+        let one = costs.of_rank(0);
+        let cuts = Mutex::new(Cuts::new((0..layers).map(|layer| one.time(layer).0)));
+        Self { costs, cuts }
+    }
 }
 
 /// Candidates with the same key have the same outline.
@@ -132,6 +154,9 @@ fn outline_key(candidate: &Candidate) -> OutlineKey {
     )
 }
 
+/// Memory of each pipeline rank, by the number of recomputed blocks per chunk.
+type KnownMemory = BTreeMap<usize, Vec<MemoryBreakdown>>;
+
 type OrderKey = (ScheduleKind, u32, u32, u32);
 
 impl<'a> Evaluator<'a> {
@@ -149,7 +174,7 @@ impl<'a> Evaluator<'a> {
         if costs.classes().count() == 1 {
             memory = memory.into_iter().min().into_iter().collect();
         }
-        Self { model, cluster, job, costs, engine, framework, memory, options }
+        Self { model, cluster, job, costs, engine, framework, memory, options, layers: Mutex::default() }
     }
 
     /// Memory of the smallest device of a pipeline rank.
@@ -250,8 +275,29 @@ impl<'a> Evaluator<'a> {
         )
     }
 
+    /// The costs of layers on one kind of devices, computed once for all pipelines; `None` on several kinds.
+    fn known_layers(&self, strategy: &ParallelStrategy) -> Result<Option<Arc<KnownLayers>>, Unpriced> {
+        if self.costs.classes().count() != 1 {
+            return Ok(None);
+        }
+        let s = strategy;
+        let key = (s.tensor, s.context, s.expert, s.micro_batch, s.sequence_parallel, s.recompute);
+        // A thread that panics does not leave half an entry.
+        let known = || self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(layers) = known().get(&key) {
+            return Ok(Some(Arc::clone(layers)));
+        }
+        let costs = self.costs.layer_costs(self.model, self.job, strategy)?;
+        let layers = Arc::new(KnownLayers::new(costs, self.model.chain_len()));
+        Ok(Some(Arc::clone(known().entry(key).or_insert(layers))))
+    }
+
     fn layers(&self, strategy: &ParallelStrategy) -> Result<RankCosts, Unpriced> {
-        self.costs.layer_costs(self.model, self.job, strategy)
+        let known = self.known_layers(strategy)?;
+        match known.and_then(|known| known.costs.on_ranks(strategy.pipeline as usize)) {
+            Some(costs) => Ok(costs),
+            None => self.costs.layer_costs(self.model, self.job, strategy),
+        }
     }
 
     /// One for each cut.
@@ -302,6 +348,11 @@ impl<'a> Evaluator<'a> {
                 Ok(stages::from_ends(self.model, &ends, strategy.recompute))
             }
             Cut::Times => {
+                if let Some(known) = self.known_layers(strategy)? {
+                    let ends = known.cuts.lock().unwrap_or_else(PoisonError::into_inner).ends(chunks);
+                    let stages = ends.map(|ends| stages::from_ends(self.model, &ends, strategy.recompute));
+                    return Ok(stages.unwrap_or_default());
+                }
                 let costs = self.layers(strategy)?;
                 let (distinct, of_rank) = costs.distinct();
                 let time = |device: usize, layer| distinct[device].time(layer).0;
@@ -329,11 +380,12 @@ impl<'a> Evaluator<'a> {
             }
             // More recomputed blocks only help a plan that fits, is fast enough and may run out of memory.
             let mut risky = true;
+            let mut known = BTreeMap::new();
             for room in rooms(candidate) {
                 if !std::mem::take(&mut risky) {
                     break;
                 }
-                match self.candidate_stages(candidate, *cut, *room) {
+                match self.candidate_stages(candidate, *cut, *room, &mut known) {
                     Ok(stages) if seen.contains(&stages) => {}
                     Ok(stages) => {
                         let found = self.evaluate_cut(candidate, &stages, threshold);
@@ -451,7 +503,7 @@ impl<'a> Evaluator<'a> {
             Err(error) => return Outcome::Unpriced(error),
         };
         let memory = priced.memory();
-        if let Some(shortfall) = MemoryShortfall::of(program, &memory, self) {
+        if let Some(shortfall) = MemoryShortfall::of(&program.strategy, &memory, self) {
             return Outcome::Memory(Box::new(shortfall));
         }
         if let Some(shortfall) = MemoryShortfall::of_host(&priced, program, &memory, self) {
@@ -489,9 +541,16 @@ impl<'a> Evaluator<'a> {
         Ok(priced.estimate(self.job, self.cluster))
     }
 
-    fn candidate_stages(&self, candidate: &Candidate, cut: Cut, room: Room) -> Result<Vec<Stage>, Outcome> {
+    /// `known` is the memory by the number of recomputed blocks per chunk, as far as it was counted for this cut.
+    fn candidate_stages(
+        &self,
+        candidate: &Candidate,
+        cut: Cut,
+        room: Room,
+        known: &mut KnownMemory,
+    ) -> Result<Vec<Stage>, Outcome> {
         if candidate.least_recompute {
-            self.least_recompute(&candidate.strategy, cut, room)
+            self.least_recompute(&candidate.strategy, cut, room, known)
         } else {
             self.cut(&candidate.strategy, cut).map_err(Outcome::Unpriced)
         }
@@ -505,28 +564,33 @@ impl<'a> Evaluator<'a> {
         strategy: &ParallelStrategy,
         cut: Cut,
         room: Room,
+        known: &mut KnownMemory,
     ) -> Result<Vec<Stage>, Outcome> {
         let cuts = self.cut(&without_recompute(strategy), cut).map_err(Outcome::Unpriced)?;
         let blocks =
             |stage: &Stage| stage.layers().filter(|l| self.model.kind(*l) == LayerKind::Block).count();
         let all = cuts.iter().map(blocks).max().unwrap_or(0);
         let with = |count: usize| stages::with_recompute(self.model, &cuts, strategy.recompute, count);
-        let memory = |count: usize| -> Result<(Program, Vec<MemoryBreakdown>), Outcome> {
+        let mut memory = |count: usize| -> Result<Vec<MemoryBreakdown>, Outcome> {
+            if let Some(memory) = known.get(&count) {
+                return Ok(memory.clone());
+            }
             let program = self.outlined(strategy, &with(count)).map_err(Outcome::Illegal)?;
-            let memory = self.costs.memory(&program).map_err(Outcome::Unpriced)?;
-            Ok((program, memory))
+            let memory = self.costs.memory_alone(&program).map_err(Outcome::Unpriced)?;
+            known.insert(count, memory.clone());
+            Ok(memory)
         };
         // Bytes in excess of what is usable.
         let excess = |memory: &[MemoryBreakdown]| match room {
             Room::Reserve => self.fullest(strategy, memory).map_or(0.0, |most| most.1),
             Room::Safe => self.beyond_safety(strategy, memory),
         };
-        let most = excess(&memory(0)?.1);
+        let most = excess(&memory(0)?);
         if most <= 0.0 {
             return Err(Outcome::Same);
         }
-        let (program, least) = memory(all)?;
-        if let Some(shortfall) = MemoryShortfall::of(&program, &least, self) {
+        let least = memory(all)?;
+        if let Some(shortfall) = MemoryShortfall::of(strategy, &least, self) {
             return Err(Outcome::Memory(Box::new(shortfall)));
         }
         if excess(&least) > 0.0 {
@@ -540,7 +604,7 @@ impl<'a> Evaluator<'a> {
             let part = if tries % 3 > 0 { too_few.1 / (too_few.1 - enough.1) } else { 0.5 };
             let step = (part * left as f64).ceil() as usize;
             let count = too_few.0 + step.clamp(1, left - 1);
-            let needs = excess(&memory(count)?.1);
+            let needs = excess(&memory(count)?);
             if needs <= 0.0 { enough = (count, needs) } else { too_few = (count, needs) }
         }
         if enough.0 == all {

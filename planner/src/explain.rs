@@ -3,9 +3,11 @@
 use crate::candidate::Evaluator;
 use crate::choice::TIE;
 use crate::{Comparison, Limit, PlanError, Planner, SearchLimits};
-use autodist_spec::estimate::{LAUNCH_BOUND, is_zero};
+use autodist_spec::estimate::{LAUNCH_BOUND, is_zero, memory_risk};
 use autodist_spec::strategy::label;
-use autodist_spec::{Alternative, Bytes, Cluster, ParallelStrategy, Plan, Seconds, Stage, StopReason};
+use autodist_spec::{
+    Alternative, Bytes, Cluster, ParallelStrategy, Plan, Provenance, Seconds, Stage, StopReason,
+};
 use serde::Serialize;
 use std::fmt;
 
@@ -22,6 +24,13 @@ pub struct Explanation {
     #[serde(skip_serializing_if = "is_zero")]
     pub host_s: Seconds,
     pub memory: MemoryUse,
+    /// Half of the interval that should hold the measured step time, relative to the prediction.
+    pub error_bar: f64,
+    /// Of which runs the error bar is, where that is known.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub error_bar_of: String,
+    /// Why the prediction may be off, one sentence each; empty if nothing is known beyond the error bar.
+    pub uncertainties: Vec<String>,
     /// Doubtful measurements of the profile, the reason, and whether plans use them nevertheless.
     pub doubts: Vec<String>,
     /// The label of each alternative, and why it is slower.
@@ -31,10 +40,16 @@ pub struct Explanation {
     pub what_ifs: Vec<WhatIf>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct MemoryUse {
     pub needed_bytes: Bytes,
     pub usable_bytes: Bytes,
+    /// Nineteen of twenty measured peaks are lower; absent in older plans.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_most_bytes: Option<Bytes>,
+    /// Chance that a device runs out of memory, from 0 to 1; absent in older plans.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub risk: Option<f64>,
 }
 
 impl MemoryUse {
@@ -44,9 +59,18 @@ impl MemoryUse {
         let usable = |rank: usize| evaluator.usable(&plan.strategy, rank as u32);
         let share = |rank: &usize| ranks[*rank].total().as_f64() / usable(*rank).as_f64().max(1.0);
         let fullest = (0..ranks.len()).rev().max_by(|a, b| share(a).total_cmp(&share(b)));
-        match fullest {
-            Some(rank) => Self { needed_bytes: ranks[rank].total(), usable_bytes: usable(rank) },
-            None => Self { needed_bytes: plan.estimate.peak_memory_bytes, usable_bytes: usable(0) },
+        let (needed_bytes, usable_bytes) = match fullest {
+            Some(rank) => (ranks[rank].total(), usable(rank)),
+            None => (plan.estimate.peak_memory_bytes, usable(0)),
+        };
+        // The same relative error on every rank.
+        let error = |spread: Bytes| spread.as_f64() / plan.estimate.peak_memory_bytes.as_f64().max(1.0);
+        let at_most = |spread| Bytes((needed_bytes.as_f64() * (1.0 + error(spread))).ceil() as u64);
+        Self {
+            needed_bytes,
+            usable_bytes,
+            at_most_bytes: plan.estimate.peak_memory_spread_bytes.map(at_most),
+            risk: plan.estimate.memory_risk,
         }
     }
 }
@@ -106,6 +130,9 @@ pub fn explain(
         binding: Limit::of(&plan.estimate),
         host_s: waiting_s,
         memory: MemoryUse::of(plan, &planner.evaluator()?),
+        error_bar: plan.estimate.step_time_spread_s / plan.estimate.step_time_s,
+        error_bar_of: plan.cost_source.catalogue().map_or(String::new(), |one| one.error_bar_of.clone()),
+        uncertainties: uncertainties(plan),
         alternatives: plan
             .alternatives
             .iter()
@@ -114,6 +141,27 @@ pub fn explain(
         against,
         what_ifs,
     })
+}
+
+/// What the document tells of a prediction by a profile. What predictions from published figures rest on, their source
+/// knows.
+fn uncertainties(plan: &Plan) -> Vec<String> {
+    let Some(profile) = plan.cost_source.profile() else { return Vec::new() };
+    let mut found = plan.assumptions.clone();
+    match &profile.correction {
+        Some(correction) => found.push(format!(
+            "the profile was corrected by {}, by which its times are multiplied with {:.2}",
+            correction.fitted_to, correction.factor
+        )),
+        None if plan.measured.is_none() => {
+            found.push("no training of this plan was measured: `autodist validate` does".to_owned());
+        }
+        None => {}
+    }
+    if matches!(plan.estimate.provenance, Provenance::Extrapolated | Provenance::Assumed) {
+        found.push(format!("some costs were not measured, but {}", plan.estimate.provenance));
+    }
+    found
 }
 
 /// Why an alternative is not this plan: measured, or as predicted, whichever plan of the document this is.
@@ -174,7 +222,17 @@ impl fmt::Display for Explanation {
                 self.host_s
             )?;
         }
-        writeln!(f, "  memory: {} of {} usable", self.memory.needed_bytes, self.memory.usable_bytes)?;
+        let MemoryUse { needed_bytes, usable_bytes, at_most_bytes, risk } = &self.memory;
+        write!(f, "  memory: {needed_bytes} of {usable_bytes} usable")?;
+        if let (Some(most), Some(risk)) = (at_most_bytes, risk) {
+            write!(f, "; nineteen of twenty runs need less than {most}; {}", memory_risk(*risk))?;
+        }
+        writeln!(f)?;
+        write!(f, "how sure this is: ± {:.1} %", 100.0 * self.error_bar)?;
+        let of =
+            if self.error_bar_of.is_empty() { String::new() } else { format!(", {}", self.error_bar_of) };
+        writeln!(f, "{of}")?;
+        self.uncertainties.iter().try_for_each(|one| writeln!(f, "  {one}"))?;
         for doubt in &self.doubts {
             writeln!(f, "  {doubt}")?;
         }

@@ -204,7 +204,7 @@ impl<'a> Planner<'a> {
         let program = Program::compile(self.model, self.job, self.cluster.device_count(), strategy, &stages)?;
         let priced = self.costs.price(&program)?;
         let memory = priced.memory();
-        let shortfall = MemoryShortfall::of(&program, &memory, &evaluator)
+        let shortfall = MemoryShortfall::of(&program.strategy, &memory, &evaluator)
             .or_else(|| MemoryShortfall::of_host(&priced, &program, &memory, &evaluator));
         let estimate = priced.estimate(self.job, self.cluster);
         let bound = estimate.lower_bound_s;
@@ -335,6 +335,7 @@ impl<'a> Planner<'a> {
             devices: profile.environment.devices,
             engine: profile.environment.engine,
             emulated: profile.environment.emulated,
+            correction: profile.correction.clone(),
         };
         if mixed { CostSource::Mixed(reference) } else { CostSource::Profile(reference) }
     }

@@ -31,8 +31,11 @@ impl MemoryShortfall {
     }
 
     /// The fullest rank, if it does not fit.
-    pub(crate) fn of(program: &Program, memory: &[MemoryBreakdown], evaluator: &Evaluator) -> Option<Self> {
-        let strategy = &program.strategy;
+    pub(crate) fn of(
+        strategy: &ParallelStrategy,
+        memory: &[MemoryBreakdown],
+        evaluator: &Evaluator,
+    ) -> Option<Self> {
         let (fullest, excess) = evaluator.fullest(strategy, memory)?;
         (excess > 0.0).then(|| Self {
             strategy: strategy.clone(),

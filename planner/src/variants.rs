@@ -109,6 +109,7 @@ impl Planner<'_> {
                 strategy,
                 stages: own,
                 estimate,
+                by_hand: Vec::new(),
             })
             .filter(|variant| variant.changes.iter().all(|change| open.contains(&change.setting)))
             .filter_map(|variant| self.in_the_same_cut(given, stages, variant))

@@ -34,30 +34,13 @@ pub fn balanced_on(
         prefix
     };
     let prefixes: Vec<Vec<f64>> = (0..=*devices.iter().max()?).map(prefix_on).collect();
-    // best[k][i]: smallest possible largest chunk when the first i layers make k chunks.
-    let mut best = vec![vec![f64::INFINITY; layers + 1]; chunks + 1];
-    let mut cut = vec![vec![0; layers + 1]; chunks + 1];
-    best[0][0] = 0.0;
-    for k in 1..=chunks {
-        let prefix = &prefixes[devices[k - 1]];
-        // Both only grow with `end`: costs are not negative.
-        let (mut crossing, mut latest) = (k - 1, k - 1);
-        for end in k..=layers {
-            // A later start makes the previous chunks costlier and the last one cheaper: the best start is
-            // where the two cross, and of equally good ones the latest.
-            let before = &best[k - 1];
-            let last = |start: usize| prefix[end] - prefix[start];
-            while crossing < end && before[crossing] < last(crossing) {
-                crossing += 1;
-            }
-            let around = crossing.saturating_sub(1).max(k - 1)..(crossing + 1).min(end);
-            let value = around.map(|start| before[start].max(last(start))).fold(f64::INFINITY, f64::min);
-            while latest + 1 < end && before[latest + 1] <= value {
-                latest += 1;
-            }
-            best[k][end] = value;
-            cut[k][end] = latest;
-        }
+    let mut best = vec![f64::INFINITY; layers + 1];
+    best[0] = 0.0;
+    let mut cut = vec![vec![0; layers + 1]];
+    for (k, device) in (1..).zip(devices) {
+        let (next, starts) = next_row(k, &best, &prefixes[*device]);
+        best = next;
+        cut.push(starts);
     }
     let mut ends = vec![layers];
     for k in (1..=chunks).rev() {
@@ -65,6 +48,74 @@ pub fn balanced_on(
     }
     ends.reverse();
     Some(from_ends(model, &ends, recompute))
+}
+
+/// The cuts of a chain of layers into any number of chunks on equal devices, as of [`balanced`]: those into more chunks
+/// continue those into fewer.
+#[derive(Debug)]
+pub struct Cuts {
+    prefix: Vec<f64>,
+    /// Of the last row of `cut`: smallest possible largest chunk when the first layers make so many chunks.
+    best: Vec<f64>,
+    /// By number of chunks and of layers: where the last chunk begins. Row 0 is of no chunk.
+    cut: Vec<Vec<u16>>,
+}
+
+impl Cuts {
+    pub fn new(costs: impl Iterator<Item = f64>) -> Self {
+        let mut prefix = vec![0.0];
+        for cost in costs {
+            prefix.push(prefix[prefix.len() - 1] + cost);
+        }
+        let mut best = vec![f64::INFINITY; prefix.len()];
+        best[0] = 0.0;
+        let cut = vec![vec![0; prefix.len()]];
+        Self { prefix, best, cut }
+    }
+
+    /// The ends of `chunks` chunks, which begin with 0; `None` if there are more chunks than layers.
+    pub fn ends(&mut self, chunks: usize) -> Option<Vec<usize>> {
+        let layers = self.prefix.len() - 1;
+        if chunks == 0 || chunks > layers || layers > usize::from(u16::MAX) {
+            return None;
+        }
+        while self.cut.len() <= chunks {
+            let (best, cut) = next_row(self.cut.len(), &self.best, &self.prefix);
+            self.best = best;
+            self.cut.push(cut.into_iter().map(|start| start as u16).collect());
+        }
+        let mut ends = vec![layers];
+        for k in (1..=chunks).rev() {
+            ends.push(usize::from(self.cut[k][ends[ends.len() - 1]]));
+        }
+        ends.reverse();
+        Some(ends)
+    }
+}
+
+/// The row of `k` chunks, by the number of layers that they have: the smallest possible largest chunk, and where the last
+/// chunk begins. `before` is the row of one chunk less, and `prefix` the sums of the costs on the device of the last one.
+fn next_row(k: usize, before: &[f64], prefix: &[f64]) -> (Vec<f64>, Vec<usize>) {
+    let layers = prefix.len() - 1;
+    let (mut best, mut cut) = (vec![f64::INFINITY; layers + 1], vec![0; layers + 1]);
+    // Both only grow with `end`: costs are not negative.
+    let (mut crossing, mut latest) = (k - 1, k - 1);
+    for end in k..=layers {
+        // A later start makes the previous chunks costlier and the last one cheaper: the best start is
+        // where the two cross, and of equally good ones the latest.
+        let last = |start: usize| prefix[end] - prefix[start];
+        while crossing < end && before[crossing] < last(crossing) {
+            crossing += 1;
+        }
+        let around = crossing.saturating_sub(1).max(k - 1)..(crossing + 1).min(end);
+        let value = around.map(|start| before[start].max(last(start))).fold(f64::INFINITY, f64::min);
+        while latest + 1 < end && before[latest + 1] <= value {
+            latest += 1;
+        }
+        best[end] = value;
+        cut[end] = latest;
+    }
+    (best, cut)
 }
 
 /// Chunks by FLOPs: for callers without measured costs.
@@ -137,6 +188,21 @@ mod tests {
             assert_eq!(largest(&ours), best, "{chunks} chunks");
         }
         assert!(balanced(&model, 7, Recompute::None, &|_| 1.0).is_none());
+    }
+
+    /// In whatever order the numbers of chunks are asked for.
+    #[test]
+    fn cuts_into_any_number_of_chunks_are_those_of_one_number() {
+        let model = catalog::model("gpt2-large").unwrap();
+        let layers = model.chain_len();
+        let cost = |layer: usize| 1.0 + ((layer * 7919) % 13) as f64 / 10.0;
+        let mut cuts = Cuts::new((0..layers).map(cost));
+        for chunks in [7, 1, 36, 12, layers, 2] {
+            let expected = balanced(&model, chunks, Recompute::Full, &cost).unwrap();
+            let ends = cuts.ends(chunks).unwrap();
+            assert_eq!(from_ends(&model, &ends, Recompute::Full), expected, "{chunks} chunks");
+        }
+        assert!(cuts.ends(0).is_none() && cuts.ends(layers + 1).is_none());
     }
 
     #[test]

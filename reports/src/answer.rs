@@ -1,6 +1,7 @@
 //! The answer to a question, in about five labelled lines: what to do, how long a step takes, whether that was
 //! measured, whether it fits in memory, and how sure the search is.
 
+use crate::better;
 use crate::changes;
 use crate::screen::Line;
 use crate::training;
@@ -8,7 +9,9 @@ use crate::verdict;
 use crate::view::{Rich, Style};
 use crate::words::{self, clean, parameters, percent, signed_percent, tokens_per_second, with_spread};
 use autodist_spec::strategy::label;
-use autodist_spec::{Bytes, CostSource, Plan, Provenance, StopReason, ValidatedRun, Validation};
+use autodist_spec::{
+    Bytes, CostSource, Plan, ProfileReference, Provenance, StopReason, ValidatedRun, Validation,
+};
 use std::path::Path;
 
 /// The answer of a plan document.
@@ -74,6 +77,9 @@ pub(crate) fn of_validation(plan: &Plan, validation: &Validation) -> Vec<Line> {
         lines.push(Line::new("step time", verdict::time(plan, run)));
     }
     lines.push(Line::new("verdict", Rich::result(&verdict::of_choice(validation))));
+    if let Some(part) = better::part(plan, validation) {
+        lines.push(Line::new("why", part));
+    }
     lines.push(Line::new("evidence", verdict::sure(plan, validation)));
     if let Some(run) = run {
         lines.push(Line::new("memory", measured_memory(plan, run)));
@@ -108,6 +114,10 @@ fn bar_of(plan: &Plan) -> String {
     match &plan.cost_source {
         CostSource::Catalogue(catalogue) if catalogue.error_bar_of.is_empty() => "not known".to_owned(),
         CostSource::Catalogue(catalogue) => clean(&catalogue.error_bar_of),
+        CostSource::Profile(ProfileReference { correction: Some(correction), .. })
+        | CostSource::Mixed(ProfileReference { correction: Some(correction), .. }) => {
+            words::corrected_bar(correction) + &worst
+        }
         CostSource::Profile(_) => format!("how sure the profile's measurements are{worst}"),
         CostSource::Mixed(_) => format!("the profile's measurements and what extends them{worst}"),
     }

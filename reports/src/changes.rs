@@ -59,6 +59,25 @@ pub(crate) fn title(given: &GivenStrategy) -> &'static str {
     }
 }
 
+/// What the format of the file cannot express of the strategies in the table, in their order.
+pub(crate) fn by_hand(given: &GivenStrategy) -> Vec<&String> {
+    let own = (!given.changes.is_empty()).then_some(&given.by_hand);
+    let of_variants = given.variants.iter().map(|variant| &variant.by_hand);
+    let mut notes: Vec<&String> = Vec::new();
+    for note in of_variants.chain(own).flatten() {
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+    notes
+}
+
+/// The sentence to which `[1]` in the table refers.
+pub(crate) fn by_hand_words(index: usize, note: &str) -> String {
+    let note = crate::words::clean(note);
+    format!("[{}] by hand, as the format of the file cannot express it: {note}", index + 1)
+}
+
 /// The given strategy, those with the fewest changes, and the plan.
 pub(crate) fn table(plan: &Plan, given: &GivenStrategy) -> Table {
     let mut table = Table::new(&[
@@ -68,6 +87,11 @@ pub(crate) fn table(plan: &Plan, given: &GivenStrategy) -> Table {
         ("peak memory", Align::Right),
         ("strategy", Align::Left),
     ]);
+    let notes = by_hand(given);
+    let mark = |lacks: &[String]| -> String {
+        let marks = notes.iter().enumerate().filter(|(_, note)| lacks.contains(*note));
+        marks.map(|(index, _)| format!(" [{}]", index + 1)).collect()
+    };
     let own = given.estimate.step_time_s;
     let against = |time: Seconds| signed_percent(time / own - 1.0);
     let none = if given.fits { "none (yours)" } else { "none (yours): does NOT fit" };
@@ -82,9 +106,10 @@ pub(crate) fn table(plan: &Plan, given: &GivenStrategy) -> Table {
         let is_plan = variant.strategy == plan.strategy && variant.stages == plan.stages;
         table.row([
             format!(
-                "{}{}",
+                "{}{}{}",
                 if is_plan { "the plan: " } else { "" },
-                described(plan, given, &variant.changes, &variant.strategy)
+                described(plan, given, &variant.changes, &variant.strategy),
+                mark(&variant.by_hand)
             ),
             variant.estimate.step_time_s.to_string(),
             against(variant.estimate.step_time_s),
@@ -95,7 +120,11 @@ pub(crate) fn table(plan: &Plan, given: &GivenStrategy) -> Table {
     let listed = given.variants.iter().any(|one| one.strategy == plan.strategy && one.stages == plan.stages);
     if !listed && !given.changes.is_empty() {
         table.row([
-            format!("the plan: {}", described(plan, given, &given.changes, &plan.strategy)),
+            format!(
+                "the plan: {}{}",
+                described(plan, given, &given.changes, &plan.strategy),
+                mark(&given.by_hand)
+            ),
             plan.estimate.step_time_s.to_string(),
             against(plan.estimate.step_time_s),
             plan.estimate.peak_memory_bytes.to_string(),

@@ -23,6 +23,7 @@ pub fn text(comparison: &ClusterComparison, sizes: bool, view: &TerminalView) ->
         differences(&mut screen, &comparison.cheaper, ["cheapest", "costs", "as much", "cheaper"]);
         bars(&mut screen, comparison);
     }
+    networks(&mut screen, comparison, sizes);
     let job = &comparison.job;
     screen.line(
         "for",
@@ -81,6 +82,17 @@ fn bars(screen: &mut Screen, comparison: &ClusterComparison) {
     for (index, (device, bar)) in all.iter().enumerate() {
         let sentence = if same { bar.clone() } else { format!("{device}: {bar}") };
         screen.line(if index == 0 { "error bar" } else { "" }, sentence);
+    }
+}
+
+/// The networks between nodes, of each cluster or of all its sizes.
+fn networks(screen: &mut Screen, comparison: &ClusterComparison, sizes: bool) {
+    let name = |one: &ComparedCluster| if sizes { one.device.clone() } else { one.cluster.clone() };
+    let of = |one: &ComparedCluster| Some((name(one), one.network.clone()?));
+    let mut all: Vec<(String, String)> = comparison.clusters.iter().filter_map(of).collect();
+    all.dedup();
+    for (index, (device, network)) in all.iter().enumerate() {
+        screen.line(if index == 0 { "network" } else { "" }, format!("{device}: {network}"));
     }
 }
 

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod better;
 mod changes;
 mod circumstances;
 mod communication;
@@ -37,13 +38,16 @@ mod words;
 mod wrap;
 
 pub use error::ReportError;
+pub use figures::backtest::{BacktestPoint, backtest_figure};
 pub use figures::figures;
 pub use html::html;
+pub use screen::Screen;
 pub use sheets::{
     csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline, csv_validation,
 };
+pub use table::{Align, Table};
 pub use trace::chrome_trace;
-pub use view::{END, Style, TerminalView};
+pub use view::{END, Rich, Style, TerminalView};
 pub use words::{plural, tokens_per_second};
 
 use autodist_spec::{Plan, Profile, RunRecord, TimelineEvent, Validation};

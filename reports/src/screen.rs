@@ -19,12 +19,14 @@ impl Line {
     }
 }
 
-pub(crate) struct Screen<'a> {
+/// Text that is no wider than the terminal, built line by line.
+pub struct Screen<'a> {
     view: &'a TerminalView,
     text: String,
 }
 
 impl<'a> Screen<'a> {
+    #[must_use]
     pub fn new(view: &'a TerminalView) -> Self {
         Self { view, text: String::new() }
     }
@@ -40,7 +42,7 @@ impl<'a> Screen<'a> {
         }
     }
 
-    pub fn lines(&mut self, lines: Vec<Line>) {
+    pub(crate) fn lines(&mut self, lines: Vec<Line>) {
         for Line { label, value } in lines {
             self.line(label, value);
         }
@@ -110,6 +112,7 @@ impl<'a> Screen<'a> {
     }
 
     /// The whole text.
+    #[must_use]
     pub fn finish(self) -> String {
         if self.view.colour { self.text } else { plain(&self.text) }
     }

@@ -12,14 +12,16 @@ const NARROW: usize = 20;
 /// The shortest bars.
 const BAR: usize = 8;
 
+/// How the cells of a column are set: numbers to the right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Align {
+pub enum Align {
     Left,
     Right,
 }
 
+/// Cells by row, and the headers of their columns.
 #[derive(Debug, Clone)]
-pub(crate) struct Table {
+pub struct Table {
     pub columns: Vec<(&'static str, Align)>,
     pub rows: Vec<Vec<String>>,
     /// The row of the decision.

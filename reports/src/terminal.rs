@@ -24,6 +24,9 @@ pub fn plan_summary(plan: &Plan, file: Option<&Path>, view: &TerminalView) -> St
     basis(&mut screen, plan, view);
     if let Some(given) = &plan.given {
         screen.section(changes::title(given), &changes::table(plan, given));
+        for (index, note) in changes::by_hand(given).into_iter().enumerate() {
+            screen.prose(&changes::by_hand_words(index, note));
+        }
     }
     if view.verbose {
         all_tables(&mut screen, plan);

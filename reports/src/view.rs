@@ -66,8 +66,8 @@ impl Style {
     /// The style of a word that states a result.
     pub(crate) fn of_word(word: &str) -> Option<Self> {
         match word {
-            "REFUTED" => Some(Self::Bad),
-            "holds" => Some(Self::Good),
+            "REFUTED" | "WRONG" => Some(Self::Bad),
+            "holds" | "ok" => Some(Self::Good),
             _ => None,
         }
     }
@@ -80,7 +80,7 @@ pub(crate) fn is_mark(c: char) -> bool {
 
 /// Clean text with emphasis.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Rich(String);
+pub struct Rich(String);
 
 impl Rich {
     pub fn paint(style: Style, text: &str) -> Self {

@@ -7,8 +7,8 @@ use autodist_spec::strategy::some_recompute;
 use autodist_spec::{
     BlockSpec, CatalogueReference, ClassRange, CostSource, Device, DeviceChoice, DeviceClasses, Estimate,
     Experts, LayerKind, ModelSpec, Objective, OperationKind, Optimizer, ParallelStrategy, PlacementReport,
-    Plan, Precision, Profile, Provenance, Recompute, Rejection, ScheduleKind, SearchReport, Seconds,
-    Slowdown, Stage, StopReason, Stream, Validation, text,
+    Plan, Precision, Profile, ProfileCorrection, Provenance, Recompute, Rejection, ScheduleKind,
+    SearchReport, Seconds, Slowdown, Stage, StopReason, Stream, Validation, text,
 };
 
 /// Text from other sources, without characters that are invalid in XML or interpreted by a terminal.
@@ -508,9 +508,22 @@ pub(crate) fn profile_source(plan: &Plan) -> String {
             } else {
                 ""
             };
-            format!("{}, fingerprint {}{beyond}", clean(&profile.path), clean(&profile.fingerprint))
+            let corrected = profile.correction.as_ref().map_or(String::new(), |one| {
+                format!(", corrected by {}: {:.2} times its times", clean(&one.fitted_to), one.factor)
+            });
+            format!(
+                "{}, fingerprint {}{beyond}{corrected}",
+                clean(&profile.path),
+                clean(&profile.fingerprint)
+            )
         }
     }
+}
+
+/// The basis of the error bar of plans with a corrected profile.
+pub(crate) fn corrected_bar(correction: &ProfileCorrection) -> String {
+    let runs = if correction.runs == 1 { "one run".to_owned() } else { format!("{} runs", correction.runs) };
+    format!("nine of ten runs like the {runs} of the calibration are expected within this error")
 }
 
 /// `2 devices on 1 node (cpu)`.
@@ -688,6 +701,14 @@ pub(crate) fn date(unix_s: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02} UTC", seconds / 3600, seconds / 60 % 60)
 }
 
+/// `LoRA rank 16 on q, v: 6.8 M of 8.0 B parameters`.
+pub(crate) fn trained(plan: &Plan) -> String {
+    let (trainable, model) = (&plan.job.trainable, &plan.model);
+    let all = model.total_parameters();
+    let count = parameters(trainable.trained_parameters(model));
+    format!("{}: {count} of {} parameters", trainable.label(), parameters(all))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -722,12 +743,4 @@ mod tests {
              of 2); 4 micro-batches of 2 sequences per step and replica; nothing is recomputed"
         );
     }
-}
-
-/// `LoRA rank 16 on q, v: 6.8 M of 8.0 B parameters`.
-pub(crate) fn trained(plan: &Plan) -> String {
-    let (trainable, model) = (&plan.job.trainable, &plan.model);
-    let all = model.total_parameters();
-    let count = parameters(trainable.trained_parameters(model));
-    format!("{}: {count} of {} parameters", trainable.label(), parameters(all))
 }

@@ -30,6 +30,10 @@ pub struct ComparedCluster {
     pub cluster: String,
     /// Name of its device; of several kinds, that of the first node.
     pub device: String,
+    /// The network between its nodes, e.g. `8 NICs of 400 Gb/s in every node`; absent for one node, and for several kinds
+    /// of nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
     pub devices: u32,
     pub nodes: u32,
     /// Whether a plan fits into the memory of the devices, less the job's reserve.
@@ -101,8 +105,22 @@ impl ComparedCluster {
         let (devices, nodes) = (cluster.device_count(), cluster.node_count());
         let (name, device) = (cluster.name.clone(), cluster.device().name.clone());
         let fits = best.is_some();
-        Self { cluster: name, device, devices, nodes, fits, best, refused }
+        let network = network_of(cluster);
+        Self { cluster: name, device, network, devices, nodes, fits, best, refused }
     }
+}
+
+/// The NICs of a node.
+fn network_of(cluster: &Cluster) -> Option<String> {
+    let ([group], Some(network), true) =
+        (cluster.nodes.as_slice(), &cluster.network, cluster.node_count() > 1)
+    else {
+        return None;
+    };
+    let nics = group.nics?;
+    let gigabits = network.bytes_per_s.0 * 8.0 / 1e9 / f64::from(nics);
+    let plural = if nics == 1 { "NIC" } else { "NICs" };
+    Some(format!("{nics} {plural} of {gigabits} Gb/s in every node"))
 }
 
 /// How much better one cluster is than another.
@@ -181,7 +199,16 @@ mod tests {
             error_bar_of: String::new(),
         };
         let (cluster, device) = (cluster.to_owned(), cluster.to_owned());
-        ComparedCluster { cluster, device, devices: 1, nodes: 1, fits: true, best: Some(best), refused: None }
+        ComparedCluster {
+            cluster,
+            device,
+            network: None,
+            devices: 1,
+            nodes: 1,
+            fits: true,
+            best: Some(best),
+            refused: None,
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::cluster::Cluster;
 use crate::collective::Collective;
 use crate::communication::{Codec, Coded};
+use crate::correction::ProfileCorrection;
 use crate::doubt::Doubt;
 use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
 use crate::job::{Optimizer, Precision};
@@ -477,6 +478,9 @@ pub struct Profile {
     /// Doubtful measurements.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub doubts: Vec<Doubt>,
+    /// Step times of a trainer that `calibrate` compared with predictions from this profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correction: Option<ProfileCorrection>,
 }
 
 impl Check for Profile {
@@ -573,6 +577,7 @@ impl Check for Profile {
         for (index, doubt) in self.doubts.iter().enumerate() {
             doubt.check(&format!("doubts[{index}]"))?;
         }
+        self.correction.as_ref().map_or(Ok(()), ProfileCorrection::check)?;
         self.repeatability.map_or(Ok(()), |value| not_negative("repeatability", value))
     }
 }

@@ -1,5 +1,6 @@
 //! Where the costs of a plan come from.
 
+use crate::correction::ProfileCorrection;
 use crate::profile::{DeviceKind, Engine};
 use crate::units::Seconds;
 use schemars::JsonSchema;
@@ -37,6 +38,9 @@ pub struct ProfileReference {
     /// Whether the devices and links were emulated: the plan is validated on the same emulation.
     #[serde(default)]
     pub emulated: bool,
+    /// The correction of the profile by measured step times; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correction: Option<ProfileCorrection>,
 }
 
 /// The source of a plan's costs for a cluster that was not measured.

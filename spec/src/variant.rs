@@ -137,6 +137,9 @@ pub struct GivenStrategy {
     pub assumptions: Vec<String>,
     /// How the plan of the document differs from it.
     pub changes: Vec<Change>,
+    /// What the format of the file cannot express of the plan, and what has to be done instead.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_hand: Vec<String>,
     /// Strategies that differ in few settings, and fit, and are faster if the given one fits: the fewest changes
     /// first, then the fastest.
     pub variants: Vec<Variant>,
@@ -150,6 +153,9 @@ pub struct Variant {
     pub strategy: ParallelStrategy,
     pub stages: Vec<Stage>,
     pub estimate: Estimate,
+    /// What the format of the given file cannot express of it, and what has to be done instead.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_hand: Vec<String>,
 }
 
 impl GivenStrategy {

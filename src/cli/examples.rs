@@ -52,7 +52,9 @@ Examples:
 
 pub const CALIBRATE: &str = "\
 Examples:
-  autodist calibrate my_runs.csv -o my_cluster.toml";
+  autodist calibrate --from megatron pretrain.sh --log train.log --cluster 2x8xh100 -o my_cluster.toml
+  autodist calibrate my_runs.csv -o my_cluster.toml
+  autodist calibrate --plan-file plan.json --log train.jsonl -o corrected.json";
 
 pub const VALIDATE: &str = "\
 Examples:

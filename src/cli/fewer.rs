@@ -5,10 +5,10 @@ use clap::Args;
 
 #[derive(Debug, Clone, Args)]
 pub struct FewerArgs {
-    /// Use every device, even if fewer are as fast [default: with a profile]
+    /// Use every device, even if fewer are as fast [default: with a profile, or with --from]
     #[arg(help_heading = "Search", long, conflicts_with = "fewer_devices")]
     pub all_devices: bool,
-    /// Leave devices off if fewer are as fast [default: without a profile]
+    /// Leave devices off if fewer are as fast [default: without a profile and --from]
     #[arg(help_heading = "Search", long)]
     pub fewer_devices: bool,
 }

@@ -69,7 +69,7 @@ pub enum AllowArg {
 }
 
 /// Hardware that the built-in catalogue does not have.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Cluster and prices")]
 pub struct CatalogueArgs {
     /// Device file (TOML, docs/hardware.md), used without a profile; can be repeated

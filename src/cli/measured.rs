@@ -1,7 +1,7 @@
 //! Command lines that compare predictions with measured runs.
 
 use super::values::{one_of, trainers};
-use super::{CatalogueArgs, FigureArgs, JobArgs, StrategyArgs};
+use super::{CatalogueArgs, FigureArgs, JobArgs, NumberArgs, StrategyArgs};
 use autodist_analytic::Trainer;
 use autodist_exporters::logs::LogFormat;
 use autodist_spec::quantity;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub struct BacktestArgs {
-    /// Tables of runs (CSV, docs/files.md) [default: the built-in table of published runs, every group of which is
+    /// Tables of runs (CSV, or as `calibrate` reads them, docs/files.md) [default: the built-in table of published runs, every group of which is
     /// predicted by a fit to the other groups]
     pub runs: Vec<PathBuf>,
     /// Table of layouts measured for the same jobs (CSV), to report the regret of the predicted best and the
@@ -40,6 +40,9 @@ pub struct BacktestArgs {
     pub few_runs: bool,
     #[command(flatten)]
     pub catalogue: CatalogueArgs,
+    /// File to draw predicted against measured step times to (PNG)
+    #[arg(help_heading = "Output", long, value_name = "FILE", conflicts_with_all = ["measured_plans", "few_runs"])]
+    pub figure: Option<PathBuf>,
     /// Print one JSON document (docs/json.md) instead of text
     #[arg(help_heading = "Output", long)]
     pub json: bool,
@@ -48,15 +51,22 @@ pub struct BacktestArgs {
 #[derive(Debug, Args)]
 pub struct CalibrateArgs {
     /// Tables of runs (CSV or TOML, docs/files.md; `--template` prints an example)
-    #[arg(required_unless_present_any = ["from", "measured", "log", "template"])]
+    #[arg(required_unless_present_any = ["from", "plan_file", "measured", "log", "template"])]
     pub runs: Vec<PathBuf>,
     #[command(flatten)]
     pub run: MeasuredRunArgs,
-    /// File to write the efficiencies to (TOML), for `plan --calibration` and `estimate --calibration`
+    /// Profile to correct by the runs [default: the profile of the plan of --plan-file, if it has one; else efficiencies
+    /// are fitted]
+    ///
+    /// All its times are multiplied by the mean of measured over predicted step time. Without --from and --plan-file, the
+    /// flags of the strategy say what was run.
+    #[arg(help_heading = "Cluster and prices", long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
+    /// File to write to: the efficiencies (TOML), for `--calibration`, or the corrected profile (JSON), for `--profile`
     #[arg(short, long, required_unless_present = "template")]
     pub output: Option<PathBuf>,
     /// Print a table of runs to fill in, and end
-    #[arg(long, conflicts_with_all = ["runs", "from", "measured", "log", "output"])]
+    #[arg(long, conflicts_with_all = ["runs", "from", "plan_file", "profile", "measured", "log", "output"])]
     pub template: bool,
     /// Start the fit from the physical priors instead of the built-in efficiencies; needs three runs
     #[arg(long, conflicts_with = "calibration")]
@@ -71,6 +81,44 @@ pub struct CalibrateArgs {
     pub json: bool,
 }
 
+/// What a plan document gives, and so what cannot be given beside it.
+pub const IN_A_PLAN: [&str; 34] = [
+    "model",
+    "job",
+    "global_batch",
+    "global_batch_tokens",
+    "seq_len",
+    "seed",
+    "learning_rate",
+    "precision",
+    "cluster",
+    "tp",
+    "pp",
+    "dp",
+    "cp",
+    "ep",
+    "vpp",
+    "zero",
+    "shard",
+    "sp",
+    "no_sp",
+    "recompute",
+    "micro_batch",
+    "schedule",
+    "bucket_bytes",
+    "trainer",
+    "moment_bits",
+    "master_bits",
+    "gradient_bits",
+    "offload_optimizer",
+    "offload_part",
+    "offload_parameters",
+    "offload_activations",
+    "live_parameters",
+    "second_shard",
+    "gather_bits",
+];
+
 /// One run: what was trained, on what, and how long a step took.
 #[derive(Debug, Clone, Args)]
 pub struct MeasuredRunArgs {
@@ -78,11 +126,18 @@ pub struct MeasuredRunArgs {
     /// the strategy override the file
     #[arg(long, num_args = 2, value_names = ["TRAINER", "FILE"])]
     pub from: Vec<String>,
+    /// Plan document of the run, which autodist's own engine or another trainer trained, in place of --from, --model,
+    /// --cluster and all flags of the job and the strategy
+    #[arg(long, value_name = "FILE", conflicts_with = "from", conflicts_with_all = IN_A_PLAN)]
+    pub plan_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub number: NumberArgs,
     /// Measured time of a step, e.g., 41.2s or 412ms
     #[arg(long, value_name = "TIME", value_parser = quantity::seconds, conflicts_with = "log")]
     pub measured: Option<f64>,
     /// Log of the run, in place of --measured: of Megatron-LM, NeMo, torchtitan, DeepSpeed, nanotron or the Hugging
-    /// Face Trainer, a trace of PyTorch's profiler, or CSV or JSON lines with a column `step_time_s`
+    /// Face Trainer, a trace of PyTorch's profiler, a run record or `--log` file of `autodist train`, or CSV or JSON lines
+    /// with a column `step_time_s`
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
     /// Format of the log [default: detected]

@@ -112,11 +112,11 @@ impl Figures {
         Ok(Self { cluster, machines, parameters, calibration, source, assumptions: Vec::new() })
     }
 
-    /// The cluster with `devices` devices: more or fewer of the same nodes, or fewer devices of one node.
+    /// The cluster of `text` with `devices` devices: more or fewer of the same nodes, or fewer devices of one node.
     ///
     /// # Errors
     /// The cluster has several kinds of nodes, or its nodes do not have this number of devices together.
-    pub fn of_size(&self, args: &FigureArgs, devices: u32) -> Result<Self, Failure> {
+    pub fn of_size(&self, text: &str, args: &FigureArgs, devices: u32) -> Result<Self, Failure> {
         let catalogue = input::catalogue(&args.catalogue)?;
         let (mut whole, mut assumptions) = (self.cluster.clone(), self.assumptions.clone());
         if let ([group], None) = (whole.nodes.as_slice(), &whole.network)
@@ -124,7 +124,10 @@ impl Figures {
             && devices > group.devices
         {
             // Several nodes have the network that is usual for them.
-            let two = format!("2x{}x{}", group.devices, group.device.name);
+            let two = match catalogue.named_node(text) {
+                Some(node) => format!("2x{}", node.name),
+                None => format!("2x{}x{}", group.devices, group.device.name),
+            };
             let usual = input::cluster(&two, &catalogue, None)?;
             whole.network = usual.cluster.network;
             whole.nodes[0].nics = usual.cluster.nodes[0].nics;
@@ -240,7 +243,10 @@ impl Figures {
     }
 
     /// The figures from which a plan was made; `None` if it was made from a profile.
-    fn of_plan(plan: &Plan, args: &FigureArgs) -> Result<Option<(Self, Software)>, Failure> {
+    ///
+    /// # Errors
+    /// The plan was made with other efficiencies.
+    pub fn of_plan(plan: &Plan, args: &FigureArgs) -> Result<Option<(Self, Software)>, Failure> {
         let Some(reference) = plan.cost_source.catalogue() else { return Ok(None) };
         let trainer = reference.trainer.parse().map_err(|_| {
             let known: Vec<_> = Trainer::ALL.iter().map(|trainer| trainer.name()).collect();
@@ -330,6 +336,11 @@ impl Figures {
     /// The closed form of a plan's run; `None` for several kinds of nodes.
     pub fn run_of(&self, plan: &Plan, software: &Software) -> Option<TrainingRun> {
         let [machine] = self.machines.as_slice() else { return None };
+        Some(self.run_like(machine, plan, software))
+    }
+
+    /// The run of a plan as if all nodes were of one kind.
+    fn run_like(&self, machine: &Arc<NodeModel>, plan: &Plan, software: &Software) -> TrainingRun {
         let strategy = &plan.strategy;
         let layout = ParallelDims {
             tensor: strategy.tensor,
@@ -344,12 +355,23 @@ impl Figures {
         };
         let recompute = strategy.recompute;
         let micro_batch = strategy.micro_batch;
-        Some(TrainingRun {
+        TrainingRun {
             layout,
             micro_batch,
             recompute,
             ..self.run_on(machine, &plan.model, &plan.job, software)
-        })
+        }
+    }
+
+    /// Why the prediction of a plan may be off.
+    pub fn doubts(&self, plan: &Plan, software: &Software) -> Vec<String> {
+        let of = |machine| {
+            let run = self.run_like(machine, plan, software);
+            let parameters =
+                if self.calibration.applies_to(&run) { &self.parameters } else { FreeParameters::shipped() };
+            self.calibration.doubts(&run, parameters)
+        };
+        self.machines.iter().flat_map(of).unique().collect()
     }
 
     /// The costs of a model and a job with a trainer, and the reference that plans keep of them.

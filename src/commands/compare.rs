@@ -29,13 +29,13 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
         .map(|text| Figures::of(text, &args.figures, &prices))
         .collect::<Result<_, _>>()?;
     let mut all: Vec<Figures> = Vec::new();
-    for figures in given {
+    for (text, figures) in args.clusters.iter().zip(given) {
         match args.scale {
             None => all.push(figures),
             Some((from, to)) => {
                 let doubled = std::iter::successors(Some(from), |size| size.checked_mul(2));
                 for size in doubled.take_while(|size| *size <= to) {
-                    all.push(figures.of_size(&args.figures, size)?);
+                    all.push(figures.of_size(text, &args.figures, size)?);
                 }
             }
         }

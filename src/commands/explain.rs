@@ -17,7 +17,10 @@ pub fn run(args: &ExplainArgs) -> Result<(), Failure> {
         Some((figures, software)) => {
             let (costs, reference) = figures.costs(&plan.model, &plan.job, &software);
             let planner = Planner::of_catalogue(&plan.model, &plan.cluster, &plan.job, costs, &reference);
-            planner::explain(&planner, &plan, against)
+            planner::explain(&planner, &plan, against).map(|mut explanation| {
+                explanation.uncertainties = figures.doubts(&plan, &software);
+                explanation
+            })
         }
         None => {
             let (profile, _) = profile_of(&plan, &args.plan, args.profile.as_ref())?;

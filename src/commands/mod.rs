@@ -1,6 +1,7 @@
 //! One file per subcommand, each thin.
 
 mod backtest;
+mod by_hand;
 mod calibrate;
 mod catalog;
 mod catalogue;

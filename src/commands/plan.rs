@@ -1,5 +1,6 @@
 //! `autodist plan`
 
+use super::by_hand::OwnFormat;
 use super::catalogue::{Figures, Software};
 use super::estimate::AskedMeasured;
 use super::estimate_unmeasured::Asked;
@@ -65,7 +66,8 @@ fn of_profile(args: &PlanArgs, limits: SearchLimits) -> Result<Plan, Failure> {
     engine::leave_out(prices.profile.environment.engine, &mut job);
     let planner = super::planner(model, &prices.cluster, &job, &prices.profile).limits(limits);
     let variants = planner.variants((&given.strategy, &given.stages, &given.estimate), shortfall.is_none());
-    with_given(search(&StrategyArgs::default(), true), given, shortfall, variants, &args.from[1])
+    let all = args.fewer.all(true);
+    with_given(search(&StrategyArgs::default(), all), given, shortfall, variants, &args.from)
 }
 
 /// The fastest plan of the space that a job, the flags and the engine of a profile have in common.
@@ -102,7 +104,6 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
     let asked = Asked::of(FlagsAndFile::of_plan(args), args.software, &figures)?;
     let software = asked.software_of_search();
     let JobRequest { model, job: job_asked, .. } = &asked.request;
-    let search = |job: Job| fastest(&figures, model, job, &software, limits);
     if args.from.is_empty() {
         let mut job = job_asked.clone();
         input::narrow(&mut job, &args.strategy, figures.cluster.device_count())?;
@@ -115,7 +116,10 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
     let (costs, reference) = figures.costs(model, &job, &software);
     let planner = Planner::of_catalogue(model, &figures.cluster, &job, costs, &reference).limits(limits);
     let variants = planner.variants((&given.strategy, &given.stages, &given.estimate), shortfall.is_none());
-    with_given(search(job_asked.clone()), given, shortfall, variants, &args.from[1])
+    // The user's job has these devices; fewer are named if they are as fast.
+    let limits = (limits, args.fewer.all(true));
+    let best = fastest_part(&figures, model, job_asked.clone(), &software, limits);
+    with_given(best, given, shortfall, variants, &args.from)
 }
 
 /// The best plan, with the strategy of a trainer's file and the smallest changes to it.
@@ -123,9 +127,15 @@ fn with_given(
     best: Result<Plan, Failure>,
     given: Plan,
     shortfall: Option<MemoryShortfall>,
-    variants: Vec<Variant>,
-    file: &str,
+    mut variants: Vec<Variant>,
+    from: &[String],
 ) -> Result<Plan, Failure> {
+    let file = from.last().map_or("", String::as_str);
+    let format = from.first().and_then(|name| name.parse().ok());
+    let format = format.map(|target| OwnFormat::new(&given, target));
+    if let Some(format) = &format {
+        variants.iter_mut().for_each(|one| one.by_hand = format.by_hand(&one.strategy, &one.stages));
+    }
     let missing_bytes = shortfall.as_ref().map_or(Bytes::ZERO, MemoryShortfall::missing);
     let mut plan = match (best, shortfall) {
         (Ok(plan), _) => plan,
@@ -136,6 +146,7 @@ fn with_given(
         }
         (Err(failure), _) => return Err(failure),
     };
+    let by_hand = format.as_ref().map_or_else(Vec::new, |format| format.of(&plan));
     let Plan { strategy, stages, estimate, fits, assumptions, .. } = given;
     let changes = Change::between((&strategy, &stages), (&plan.strategy, &plan.stages));
     let source = file.to_owned();
@@ -148,6 +159,7 @@ fn with_given(
         missing_bytes,
         assumptions,
         changes,
+        by_hand,
         variants,
     };
     plan.given = Some(Box::new(given));

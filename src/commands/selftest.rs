@@ -3,15 +3,15 @@
 use crate::cli::SelftestArgs;
 use crate::devices;
 use crate::failure::Failure;
-use crate::output;
 use crate::progress::Progress;
+use crate::{look, output};
 use autodist_compute::DeviceError;
 use autodist_compute::selftest::{self, SelftestResult, UnitRoundoff};
 use autodist_executor::{ExecutionError, TrainingDevice, cuda, devices as opened};
+use autodist_reports::{Align, Screen, Table};
 use autodist_spec::{DeviceKind, Precision, to_json};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 /// The stable shape of `selftest --json`.
 #[derive(Serialize)]
@@ -67,7 +67,11 @@ pub fn run(args: &SelftestArgs) -> Result<(), Failure> {
         report.passed &= checks.iter().all(SelftestResult::passed);
         report.precisions.push(Results { precision, checks: checks.into_iter().map(result).collect() });
     }
-    output::print(&if args.json { to_json(&report) } else { table(&report) })?;
+    if args.json {
+        output::print(&to_json(&report))?;
+    } else {
+        output::show(&table(&report))?;
+    }
     if report.passed {
         return Ok(());
     }
@@ -109,45 +113,46 @@ fn table(report: &Report) -> String {
         DeviceKind::Cpu => "",
         DeviceKind::Cuda => ", and each codec against the host's",
     };
-    let mut text =
-        format!("{}: each operation and layer against the CPU in double precision{codecs}\n", report.device);
+    let view = look::view();
+    let mut screen = Screen::new(&view);
+    screen.paragraph(format!(
+        "{}: each operation and layer against the CPU in double precision{codecs}",
+        report.device
+    ));
     for Results { precision, checks } in &report.precisions {
         let mut rows: BTreeMap<&str, Vec<&Outcome>> = BTreeMap::new();
         for check in checks {
             rows.entry(check.what).or_default().push(check);
         }
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "\n{:<28} {:>6}  {:>11}  {:>11}",
-            precision.name(),
-            "checks",
-            "worst error",
-            "allowed"
-        );
+        let mut table = Table::new(&[
+            ("operation", Align::Left),
+            ("checks", Align::Right),
+            ("worst error", Align::Right),
+            ("allowed", Align::Right),
+            ("result", Align::Left),
+        ]);
         for (what, checks) in rows {
-            let worst = checks.iter().max_by(|a, b| used(a).total_cmp(&used(b)));
-            let Some(worst) = worst else { continue };
+            let Some(worst) = checks.iter().max_by(|a, b| used(a).total_cmp(&used(b))) else { continue };
             let verdict = if checks.iter().all(|c| c.passed) { "ok" } else { "WRONG" };
-            let _ = writeln!(
-                text,
-                "  {what:<26} {:>6}  {:>11.1e}  {:>11.1e}  {verdict}",
-                checks.len(),
-                worst.error,
-                worst.tolerance
-            );
-            for check in checks.iter().filter(|c| !c.passed) {
-                let _ = writeln!(
-                    text,
-                    "      {}: {:.1e}, allowed {:.1e}",
-                    check.case, check.error, check.tolerance
-                );
-            }
+            table.row([
+                what.to_owned(),
+                checks.len().to_string(),
+                format!("{:.1e}", worst.error),
+                format!("{:.1e}", worst.tolerance),
+                verdict.to_owned(),
+            ]);
+        }
+        screen.section(precision.name(), &table);
+        for check in checks.iter().filter(|check| !check.passed) {
+            screen.prose(&format!(
+                "  WRONG: {}, {}: {:.1e}, allowed {:.1e}",
+                check.what, check.case, check.error, check.tolerance
+            ));
         }
         let passed = checks.iter().filter(|c| c.passed).count();
-        let _ = writeln!(text, "  {passed} of {} checks passed", checks.len());
+        screen.paragraph(format!("{passed} of {} checks passed", checks.len()));
     }
-    text
+    screen.finish()
 }
 
 /// The fraction of its tolerance that a check uses.

@@ -156,6 +156,57 @@ fn a_script_that_fits_gets_the_changes_that_make_it_faster() {
     assert!((predicted / changed - 1.0).abs() < 1e-9, "{predicted} {changed}");
 }
 
+/// Fewer devices than the file's job has, and changes that its format cannot express.
+#[test]
+fn a_file_is_answered_with_fewer_devices_and_with_what_is_left_to_do_by_hand() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let config = r#"{"train_batch_size": 128, "train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": 2},
+        "bf16": {"enabled": true}}"#;
+    write(folder, "ds.json", config);
+    let slow = "plan --from deepspeed ds.json --model gpt2-medium --cluster 2x1xrtx4090@1x1gbps --seq-len 1024 --json";
+    let plan = line(folder, slow).json();
+    let choice = &plan["device_choice"];
+    assert_eq!((&choice["devices"], &choice["other_devices"]), (&Value::from(2), &Value::from(1)));
+    assert!(choice["reason"].as_str().unwrap().contains("`--fewer-devices` plans for it"), "{choice}");
+    let fewer = line(folder, &format!("{slow} --fewer-devices")).json();
+    assert_eq!(fewer["strategy"]["data"], 1);
+    assert_eq!(fewer["given"]["strategy"]["data"], 2);
+    let left: f64 = number(&fewer["estimate"]["step_time_s"]) / number(&choice["other_step_time_s"]);
+    assert!((left - 1.0).abs() < 1e-9);
+
+    // FSDP's own configuration has neither the micro-batch nor selective recomputation.
+    let accelerate = "distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 2\n  fsdp_reshard_after_forward: true\n  \
+                      fsdp_activation_checkpointing: true\nmixed_precision: bf16\nnum_machines: 2\nnum_processes: 16\n";
+    write(folder, "acc.yaml", accelerate);
+    let args = format!("plan --from accelerate acc.yaml {JOB} --micro-batch 1 --global-batch 128");
+    let plan = line(folder, &format!("{args} --json")).json();
+    let by_hand = |setting: &str| -> Vec<String> {
+        let variants = plan["given"]["variants"].as_array().unwrap().iter();
+        let of =
+            variants.filter(|one| one["changes"].as_array().unwrap().iter().all(|c| c["setting"] == setting));
+        of.flat_map(|one| one["by_hand"].as_array().cloned().unwrap_or_default())
+            .map(|note| note.as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert!(
+        by_hand("micro_batch")[0].contains("per_device_train_batch_size"),
+        "{:?}",
+        by_hand("micro_batch")
+    );
+    let text = line(folder, &args).ok();
+    assert!(text.contains("[1] by hand, as the format of the file cannot express it"), "{text}");
+    // Megatron's flags express all of its own changes.
+    write(
+        folder,
+        "pretrain.sh",
+        "torchrun --nproc_per_node 8 --nnodes 2 pretrain_gpt.py --tensor-model-parallel-size 2 \
+        --micro-batch-size 1 --global-batch-size 128 --seq-length 8192 --bf16 --recompute-granularity selective\n",
+    );
+    let text = line(folder, &format!("plan --from megatron pretrain.sh {JOB}")).ok();
+    assert!(text.contains("Yours, with") && !text.contains("by hand"), "{text}");
+}
+
 #[test]
 fn a_profile_answers_what_to_change_too() {
     let folder = folder(4);
@@ -268,6 +319,12 @@ fn sizes_of_a_cluster_make_a_curve() {
     let run = line(folder, &format!("{alone} --scale 8..64"));
     assert_eq!(run.code, Some(0), "{}", run.err);
     assert!(run.err.contains("assumed: network"), "{}", run.err);
+    assert!(run.out.contains("h100-80gb-sxm: 8 NICs of 400 Gb/s in every node"), "{}", run.out);
+    // Machines that are named have their own network.
+    let rented = compare.replace("1x8xh100-80gb-sxm@8x400gbps", "p5.48xlarge");
+    let run = line(folder, &format!("{rented} --scale 8..64"));
+    assert!(run.out.contains("32 NICs of 100 Gb/s in every node"), "{}", run.out);
+    assert!(!run.err.contains("assumed: network"), "{}", run.err);
 }
 
 #[test]

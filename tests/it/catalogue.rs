@@ -85,6 +85,47 @@ fn what_a_trainer_or_the_catalogue_lacks_is_refused_by_name() {
     }
 }
 
+/// The risk of running out of memory, and what a prediction rests on that may be wrong.
+#[test]
+fn explain_says_how_sure_the_prediction_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let flags = "--global-batch 72 --seq-len 6000 --micro-batch 3 --precision fp16 --tp 8 --sp --pp 2";
+    let explain = |cluster: &str, more: &str| {
+        let args = format!("estimate --model llama3-8b --cluster {cluster} {flags} {more} -o plan.json");
+        line(folder, &args).ok();
+        let explanation = line(folder, "explain plan.json --json").json();
+        let text = line(folder, "explain plan.json").ok().split_whitespace().collect::<Vec<_>>().join(" ");
+        (explanation, text)
+    };
+    let given = "--trainer megatron-core --recompute none --zero 0";
+    let (known, text) = explain("2x8xa100-80gb-sxm@8x200gbps", given);
+    assert!(text.contains("nineteen of twenty runs need less than"), "{text}");
+    assert!(text.contains("fewer than 1 in 1000 runs like it would run out of memory"), "{text}");
+    assert!(known["memory"]["at_most_bytes"].as_u64() > known["memory"]["needed_bytes"].as_u64());
+    assert_eq!(known["memory"]["risk"].as_f64(), Some(0.0));
+    let (unknown, text) = explain("2x8xmi300x@8x400gbps", "--recompute none --zero 0");
+    for doubt in
+        ["no kernels were measured on mi300x", "1 fact was assumed, not given: trainer megatron-core"]
+    {
+        assert!(text.contains(doubt), "{doubt}: {text}");
+    }
+    assert!(unknown["error_bar"].as_f64().unwrap() > 2.0 * known["error_bar"].as_f64().unwrap());
+    assert!(unknown["error_bar_of"].as_str().unwrap().contains("without measured kernels"));
+    // Kernels of sizes that nobody measured.
+    let odd = "--trainer megatron-core --recompute none --zero 0 --device-memory 800G --micro-batch 36";
+    let args = flags.replace("--micro-batch 3", "");
+    line(
+        folder,
+        &format!(
+            "estimate --model llama3-8b --cluster 2x8xa100-80gb-sxm@8x200gbps {args} {odd} -o plan.json"
+        ),
+    )
+    .ok();
+    let text = line(folder, "explain plan.json").ok();
+    assert!(text.contains("kernels out of the range that was measured"), "{text}");
+}
+
 /// Experts, split sequences and 8 bits are planned, explained and reported as anything else is; autodist's own
 /// engines and the files of trainers refuse experts by name.
 #[test]

@@ -10,6 +10,7 @@ mod blocks;
 mod catalogue;
 mod common;
 mod contract;
+mod corrected;
 mod cross_check;
 mod doubts;
 mod emulation;

@@ -3,7 +3,7 @@
 use crate::common;
 
 use common::shown::shown_at;
-use common::{command, folder, line};
+use common::{command, folder, line, write};
 use std::path::Path;
 
 const WIDTHS: [usize; 4] = [60, 80, 100, 160];
@@ -42,6 +42,29 @@ fn results_fit_the_screen() {
     snapshot(folder, "too_large", TOO_LARGE);
 }
 
+/// Two runs of a profile, the plans of which are in this folder.
+const CALIBRATE: &str = "calibrate runs.csv -o corrected.json";
+const CATALOG: &str = "catalog -v";
+const BACKTEST: &str = "backtest template.csv";
+
+/// A folder with a table of each kind.
+fn tables() -> tempfile::TempDir {
+    let folder = folder(4);
+    let at = folder.path();
+    line(at, &format!("{SEARCH} -o plan.json")).ok();
+    write(at, "runs.csv", "id,plan_file,plan,measured\nfirst,plan.json,1,1.2ms\nsecond,plan.json,2,1.1ms\n");
+    write(at, "template.csv", line(at, "calibrate --template").ok());
+    folder
+}
+
+#[test]
+fn tables_fit_the_screen() {
+    let folder = tables();
+    let folder = folder.path();
+    snapshot(folder, "calibrate", CALIBRATE);
+    snapshot(folder, "backtest", BACKTEST);
+}
+
 /// Standard output of a command on a screen of so many columns.
 fn out(folder: &Path, args: &str, columns: usize) -> String {
     let args: Vec<&str> = args.split_whitespace().collect();
@@ -51,15 +74,19 @@ fn out(folder: &Path, args: &str, columns: usize) -> String {
 
 #[test]
 fn no_line_is_too_long_and_no_word_is_broken() {
-    let folder = folder(4);
+    let folder = tables();
     let folder = folder.path();
-    line(folder, &format!("{SEARCH} -o plan.json")).ok();
     for args in [
         SEARCH.to_owned(),
         format!("{SEARCH} --verbose"),
         format!("{LARGE} -v"),
         TOO_LARGE.to_owned(),
         "explain plan.json".to_owned(),
+        CALIBRATE.to_owned(),
+        BACKTEST.to_owned(),
+        CATALOG.to_owned(),
+        "backtest --in-fit".to_owned(),
+        "selftest".to_owned(),
     ] {
         // What a wide screen shows has all words whole.
         let words: std::collections::BTreeSet<String> = (out(folder, &args, 160).split_whitespace())

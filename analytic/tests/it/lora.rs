@@ -235,9 +235,12 @@ fn quick_bounds_hold_for_what_is_frozen() {
     parts(lora(16, &all_linear, BaseBits::Four), zero, Trainer::Fsdp2);
 }
 
+/// Tokens of a sequence, GB at the peak, seconds of a step.
+type Row = (u32, f64, f64);
+
 /// LoRA of rank 64 on all linear layers, on one A100 with 80 GB, with whole blocks recomputed, in eight micro-batches of
 /// a sequence: length, GB, seconds of a step (QwenLM/Qwen, README, Profiling of Memory and Speed; PyTorch 2.0).
-const PUBLISHED: [(&str, [(u32, f64, f64); 6]); 2] = [
+const PUBLISHED: [(&str, [Row; 6]); 2] = [
     (
         "7B",
         [

@@ -10,6 +10,7 @@ mod line;
 mod megatron;
 mod nanotron;
 mod nemo;
+mod record;
 mod steps;
 mod torchtitan;
 mod trace;
@@ -40,6 +41,8 @@ pub enum LogFormat {
     Trace,
     Csv,
     Jsonl,
+    /// Run records of `autodist train` and `validate`.
+    Record,
 }
 
 impl LogFormat {
@@ -49,13 +52,26 @@ impl LogFormat {
         self.into()
     }
 
+    /// The kind of log, for messages.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Trace => "PyTorch's profiler",
+            Self::Csv => "step times in CSV",
+            Self::Jsonl => "step times in JSON lines",
+            Self::Record => "autodist's own engines",
+            trainer => trainer.name(),
+        }
+    }
+
     /// Whether a run of this training framework may have such a log.
     pub fn may_be_of(self, trainer: &str) -> bool {
         match self {
             Self::Megatron | Self::Nemo => trainer.starts_with("megatron") || trainer == "nemo",
             Self::Torchtitan => trainer == "fsdp2",
             Self::DeepSpeed => trainer.contains("deepspeed"),
-            Self::Nanotron | Self::Transformers | Self::Trace | Self::Csv | Self::Jsonl => true,
+            Self::Nanotron | Self::Transformers | Self::Trace | Self::Csv | Self::Jsonl | Self::Record => {
+                true
+            }
         }
     }
 
@@ -70,6 +86,7 @@ impl LogFormat {
             Self::Transformers => transformers::MARKS,
             Self::Trace => trace::MARKS,
             Self::Csv | Self::Jsonl => columns::MARKS,
+            Self::Record => record::MARKS,
         }
     }
 }
@@ -108,7 +125,7 @@ pub struct TrainerLog {
     pub memory: PeakMemory,
     /// What the user should know of the measurement.
     pub notes: Vec<String>,
-    /// Whether the log has one figure of the whole run: warm-up and pauses are in it.
+    /// Whether no line is warm-up: the log has one figure of the whole run, or it leaves warm-up out.
     whole: bool,
     samples: Vec<Sample>,
     /// Lines with a step time that cannot be read: cut, or with another rank's line inside.
@@ -180,6 +197,7 @@ pub fn read(content: &[u8], forced: Option<LogFormat>) -> Result<TrainerLog, Inp
     };
     let log = match format {
         LogFormat::Trace => trace::read(&content)?,
+        LogFormat::Record => record::read(&content)?,
         LogFormat::Csv => columns::csv(&text)?,
         LogFormat::Jsonl => columns::jsonl(&text)?,
         LogFormat::Transformers if transformers::is_state(&text) => transformers::state(&text)?,
@@ -207,6 +225,9 @@ fn detected(text: &str) -> Option<LogFormat> {
     if first.starts_with(['{', '[']) {
         if marked(&LogFormat::Trace) {
             return Some(LogFormat::Trace);
+        }
+        if record::MARKS.iter().all(|mark| text.contains(mark)) {
+            return Some(LogFormat::Record);
         }
         if transformers::is_state(text) {
             return Some(LogFormat::Transformers);

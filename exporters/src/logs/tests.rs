@@ -226,3 +226,16 @@ fn unknown_logs_are_told_what_was_looked_for() {
     assert!(error.contains("train_step_timing in s"), "{error}");
     assert!(read(b"", None).is_err());
 }
+
+#[test]
+fn a_run_record_has_its_own_warm_up_and_several_rounds() {
+    let step = |step: u32, time: f64| format!(r#"{{"step": {step}, "time_s": {time}, "loss": 1.0}}"#);
+    let steps = [step(0, 9.0), step(1, 0.5), step(2, 0.4), step(1, 0.6), step(2, 0.5)].join(", ");
+    let record = format!(
+        r#"{{"steps": [{steps}], "warmup_steps": 1, "ranks": [{{"peak_memory_bytes": 70, "bytes_sent_per_step": 1}}]}}"#
+    );
+    let log = read(record.as_bytes(), None).unwrap();
+    assert_eq!((log.format, log.lines()), (LogFormat::Record, 4));
+    assert_eq!(log.step_time(&JOB).unwrap().seconds, 0.5);
+    assert_eq!(log.memory.allocated, Some(Bytes(70)));
+}

@@ -10,10 +10,13 @@ fn read(text: &str) -> Result<Trainable, InputError> {
     import_with(Target::Transformers, text, model, command, &open).map(|read| read.settings.trainable)
 }
 
+/// A file, rank and layers of its adapters, and the bits of what is frozen.
+type Case<'a> = (&'a str, Option<(u32, &'a [LoraTarget])>, BaseBits);
+
 #[test]
 fn adapters_are_read_in_the_words_of_each() {
     let (q, v, all) = (LoraTarget::Q, LoraTarget::V, LoraTarget::AllLinear);
-    let cases: [(&str, Option<(u32, &[LoraTarget])>, BaseBits); 12] = [
+    let cases: [Case<'_>; 12] = [
         (r#"{"bf16": true}"#, None, BaseBits::Whole),
         // TRL: the switch decides, and its default rank is 16.
         (r#"{"use_peft": false, "lora_r": 8}"#, None, BaseBits::Whole),

@@ -76,6 +76,7 @@ impl Assembly<'_> {
             reference_s: Seconds(self.reference()),
             repeatability: self.repeatability(),
             doubts: Vec::new(),
+            correction: None,
             segments: Vec::new(),
         };
         if let Some(earlier) = &self.earlier {

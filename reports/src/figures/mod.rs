@@ -1,5 +1,6 @@
 //! The figures, each drawn by one function for every backend: SVG for the page, PNG for files.
 
+pub(crate) mod backtest;
 mod canvas;
 mod cost;
 mod landscape;

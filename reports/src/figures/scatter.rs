@@ -15,11 +15,11 @@ const LIST: u32 = 470;
 const BAND: f64 = 0.1;
 
 /// Either of the two kinds of axis.
-trait Axis: Ranged<ValueType = f64> + ValueFormatter<f64> {}
+pub(super) trait Axis: Ranged<ValueType = f64> + ValueFormatter<f64> {}
 impl Axis for RangedCoordf64 {}
 impl Axis for WithKeyPoints<LogCoord<f64>> {}
 
-type Square<'a, DB, X> = ChartContext<'a, DB, Cartesian2d<X, X>>;
+pub(super) type Square<'a, DB, X> = ChartContext<'a, DB, Cartesian2d<X, X>>;
 
 /// If step times differ by more than this factor, the axes are logarithmic: on linear ones the fast plans,
 /// which matter most, would share one corner.
@@ -47,7 +47,7 @@ pub(super) fn draw<DB: DrawingBackend>(area: &Area<DB>, input: &ReportInput<'_>)
 }
 
 /// Ticks of a logarithmic axis: …, 0.5, 1, 2, 5, 10, …
-fn one_two_five(low: f64, high: f64) -> Vec<f64> {
+pub(super) fn one_two_five(low: f64, high: f64) -> Vec<f64> {
     let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
     let ticks = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(decade)));
     ticks.filter(|tick| (low..=high).contains(tick)).collect()
@@ -175,7 +175,7 @@ fn range(runs: &[ValidatedRun]) -> (f64, f64) {
     (low, high.max(1e-9))
 }
 
-fn band<DB: DrawingBackend, X: Axis>(chart: &Square<'_, DB, X>, low: f64, high: f64) -> Done<DB> {
+pub(super) fn band<DB: DrawingBackend, X: Axis>(chart: &Square<'_, DB, X>, low: f64, high: f64) -> Done<DB> {
     let (above, below) = (1.0 + BAND, 1.0 - BAND);
     let corners = vec![
         (low, low),

@@ -5,7 +5,7 @@ use crate::changes;
 use crate::training;
 use crate::verdict;
 use crate::words::{
-    self, clean, parameters, percent, plural, signed_percent, tokens_per_second, with_spread,
+    self, clean, corrected_bar, parameters, percent, plural, signed_percent, tokens_per_second, with_spread,
 };
 use crate::{NextCommand, ReportInput};
 use autodist_spec::run::Verdict;
@@ -205,6 +205,10 @@ fn sure(input: &ReportInput<'_>) -> String {
         return verdict::sure(plan, validation);
     }
     let bar = percent(estimate.step_time_spread_s / estimate.step_time_s);
+    let correction = plan.cost_source.profile().and_then(|profile| profile.correction.as_ref());
+    if let Some(correction) = correction {
+        return format!("± {bar}: {}", corrected_bar(correction));
+    }
     match plan.cost_source.catalogue().filter(|catalogue| !catalogue.error_bar_of.is_empty()) {
         Some(catalogue) => format!("± {bar}: {}", clean(&catalogue.error_bar_of)),
         None => format!(

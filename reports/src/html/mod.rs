@@ -118,6 +118,9 @@ fn changes_to_yours(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
     if let Some(given) = &input.plan.given {
         page.note(&format!("{}, as it was read from {}", changes::title(given), words::clean(&given.source)));
         page.table(&changes::table(input.plan, given));
+        for (index, note) in changes::by_hand(given).into_iter().enumerate() {
+            page.note(&changes::by_hand_words(index, note));
+        }
     }
     Ok(())
 }

@@ -452,3 +452,26 @@ fn the_trace_is_json_with_two_processes_in_microseconds() {
     assert!(events.iter().any(|e| e["args"]["name"] == "rank 3 communication"));
     assert!(serde_json::from_str::<serde_json::Value>(&chrome_trace(&[], &[])).is_ok());
 }
+
+/// The settings that made another plan faster, and which of them was predicted wrongly.
+#[test]
+fn the_answer_names_what_made_another_plan_faster() {
+    let mut world = world();
+    let label = autodist_spec::strategy::label(&world.plan.strategy, &world.plan.stages);
+    // The planner's first choice is another plan, which took longer than predicted.
+    world.validation.runs[0].label.clone_from(&label);
+    world.validation.runs.swap(0, 1);
+    let first = &mut world.validation.runs[0];
+    first.adjusted_error = -0.3;
+    let setting = "with ";
+    let view = TerminalView::new(160, false, false);
+    let text = terminal::answer(&world.plan, &world.validation, &[], &view);
+    let why = text.lines().find(|line| line.starts_with("why")).unwrap_or_else(|| panic!("{text}"));
+    assert!(why.contains(" -> ") && why.contains("made it faster than the first choice"), "{why}");
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains(setting) && text.contains("% more time than predicted"), "{text}");
+    // If the first choice is the fastest, there is nothing to explain.
+    let mut same = crate::fixture::world();
+    same.validation.runs[0].label = label;
+    assert!(!terminal::answer(&same.plan, &same.validation, &[], &view).contains("\nwhy"));
+}

@@ -1,6 +1,7 @@
 //! Tables of runs that name a model and a cluster: each column or key is a flag of `autodist calibrate`.
 
 use crate::cli::{MeasuredRun, MeasuredRunArgs};
+use crate::failure::Failure;
 use autodist_spec::{InputError, one_line};
 use clap::Parser;
 use serde::Deserialize;
@@ -11,6 +12,16 @@ pub struct Listed {
     /// The file and the line.
     pub place: String,
     pub run: MeasuredRunArgs,
+}
+
+impl Listed {
+    /// Names the line of a failure.
+    pub fn blame(&self, failure: Failure) -> Failure {
+        match failure {
+            Failure::Input(error) if !self.place.is_empty() => Failure::Input(error.in_file(&self.place)),
+            other => other,
+        }
+    }
 }
 
 /// A table that works as it stands; the times of the last column are made up, and are to be replaced.
@@ -34,12 +45,13 @@ fn flag(column: &str) -> String {
     }
 }
 
-/// Whether this is such a table: it names models and clusters.
+/// Whether this is such a table: it names models and clusters, or plans.
 pub fn is_list(content: &[u8]) -> bool {
     let text = String::from_utf8_lossy(content);
     let header = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let names: Vec<&str> = header.split(',').map(|name| name.trim().trim_matches('"')).collect();
-    names.contains(&"cluster") && (names.contains(&"model") || names.contains(&"from"))
+    names.contains(&"plan_file")
+        || names.contains(&"cluster") && (names.contains(&"model") || names.contains(&"from"))
 }
 
 /// Reads a CSV table, each column of which is a flag; an empty field is not given.

@@ -1,18 +1,20 @@
 //! `autodist calibrate`: "the prediction says X, my trainer measures Y".
 
 mod lists;
+mod of_profile;
 mod run;
 mod words;
 
 use super::backtest::fold;
 use crate::cli::{CalibrateArgs, MeasuredRunArgs};
 use crate::failure::Failure;
-use crate::{input, output};
+use crate::{input, look, output};
 use autodist_analytic::table::TableRow;
 use autodist_analytic::{Calibration, Fold, FreeParameters, Generation, few, fit, usual_fold};
+use autodist_reports::{Align, Screen, Table, plural, terminal};
 use autodist_spec::{Check, InputError, Seconds, one_line, to_json};
 use lists::Listed;
-use run::OwnRun;
+pub use run::OwnRun;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -67,54 +69,93 @@ pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
         None if args.from_priors => (Calibration::shipped().clone(), FreeParameters::prior()),
         None => (Calibration::shipped().clone(), *FreeParameters::shipped()),
     };
-    let (tables, lists) = given(args)?;
-    let listed = lists.iter().map(|one| {
-        OwnRun::of(&one.id, &one.run, &args.figures, &middle).map_err(|failure| match failure {
-            Failure::Input(error) => Failure::Input(error.in_file(&one.place)),
-            other => other,
-        })
-    });
-    let mut own: Vec<OwnRun> = listed.collect::<Result<_, _>>()?;
+    let (tables, mut listed) = self::tables(&args.runs, args.profile.is_some())?;
     if is_given(&args.run) {
-        let name = args.run.log.as_ref().map_or("run".to_owned(), |path| path.display().to_string());
-        own.push(OwnRun::of(&name, &args.run, &args.figures, &middle)?);
+        let run = args.run.clone();
+        let file = run.log.as_ref().or(run.plan_file.as_ref());
+        let id = file.map_or("run".to_owned(), |path| path.display().to_string());
+        listed.push(Listed { id, place: String::new(), run });
     }
+    if let Some(one) = listed.iter().find(|one| one.run.number.number != 1 && one.run.plan_file.is_none()) {
+        let error = InputError::new("--plan", one.run.number.number, "has no effect without --plan-file");
+        return Err(one.blame(error.hint("give the plan document by `--plan-file`").into()));
+    }
+    let name = name(args);
+    if let Some(profile) = of_profile::of_runs(args, &listed)? {
+        if let Some(table) = tables.first() {
+            let error =
+                InputError::new("", "", "is a table of sizes, which a profile of one model does not have");
+            return Err(error
+                .hint("give runs of the profile's model: a table with the columns `plan_file` or `tp`, `pp`, … and `log` or `measured`")
+                .in_file(&table.display().to_string())
+                .into());
+        }
+        return of_profile::run(args, output, profile, &listed, &name);
+    }
+    let own = listed.iter().map(|one| {
+        OwnRun::of(&one.id, &one.run, &args.figures, &middle).map_err(|failure| one.blame(failure))
+    });
+    let own: Vec<OwnRun> = own.collect::<Result<_, _>>()?;
     let mut rows: Vec<TableRow> = own.iter().map(|one| one.row.clone()).collect();
     rows.extend(if tables.is_empty() {
         Vec::new()
     } else {
         input::runs(&tables, &input::catalogue(&args.figures.catalogue)?)?
     });
-    let mut names: Vec<String> = args.runs.iter().map(|path| path.display().to_string()).collect();
-    names.extend(args.run.log.iter().map(|path| path.display().to_string()));
-    names.extend(args.run.from.get(1).cloned());
-    let name = if names.is_empty() { "the command line".to_owned() } else { names.join(", ") };
     let runs = Runs { own, rows, name };
     check_count(&runs, args.from_priors)?;
     calibrate(args, output, &runs, &base, &middle)
 }
 
 fn is_given(run: &MeasuredRunArgs) -> bool {
-    !run.from.is_empty() || run.measured.is_some() || run.log.is_some()
+    !run.from.is_empty() || run.plan_file.is_some() || run.measured.is_some() || run.log.is_some()
+}
+
+/// The files of the runs.
+fn name(args: &CalibrateArgs) -> String {
+    let mut names: Vec<String> = args.runs.iter().map(|path| path.display().to_string()).collect();
+    names.extend(args.run.log.iter().map(|path| path.display().to_string()));
+    names.extend(args.run.from.get(1).cloned());
+    names.extend(args.run.plan_file.iter().map(|path| path.display().to_string()));
+    if names.is_empty() { "the command line".to_owned() } else { names.join(", ") }
 }
 
 /// The tables of sizes, and the runs of lists.
-fn given(args: &CalibrateArgs) -> Result<(Vec<PathBuf>, Vec<Listed>), Failure> {
+///
+/// # Errors
+/// A file cannot be read, or is neither; with `of_profile` every table has to name plans or strategies.
+pub fn tables(paths: &[PathBuf], of_profile: bool) -> Result<(Vec<PathBuf>, Vec<Listed>), Failure> {
     let (mut tables, mut listed) = (Vec::new(), Vec::new());
-    for path in &args.runs {
+    for path in paths {
         let file = path.display().to_string();
         if path.extension().is_some_and(|ext| ext == "toml") {
             listed.extend(lists::toml(&input::bytes(path, "run table")?, &file)?);
             continue;
         }
         let content = input::bytes(path, "run table")?;
-        if lists::is_list(&content) {
+        refuse_document(&file, &content)?;
+        if of_profile || lists::is_list(&content) {
             listed.extend(lists::csv(&content, &file)?)
         } else {
             tables.push(path.clone())
         }
     }
     Ok((tables, listed))
+}
+
+/// # Errors
+/// A document of autodist in place of a table.
+fn refuse_document(file: &str, content: &[u8]) -> Result<(), InputError> {
+    if !content.trim_ascii_start().starts_with(b"{") {
+        return Ok(());
+    }
+    let hint = match input::kind(file, content) {
+        Some("plan") => format!("give it by `--plan-file {file}`, with `--log` or `--measured`"),
+        Some("profile") => format!("give it by `--profile {file}`"),
+        Some("run") => format!("give it by `--log {file}`, and its plan by `--plan-file`"),
+        _ => "`autodist calibrate --template` prints a table".to_owned(),
+    };
+    Err(InputError::new("", "", "is a JSON document, not a table of runs").hint(hint).in_file(file))
 }
 
 fn check_count(runs: &Runs, from_priors: bool) -> Result<(), InputError> {
@@ -179,11 +220,13 @@ fn calibrate(
     } else {
         let mut text = text(&judged, &findings, &calibration, rows.len());
         let _ = match &written {
-            Ok(()) => writeln!(
-                text,
-                "\nwrote {0}; use it with `autodist plan --cluster … --calibration {0}`",
-                path.display()
-            ),
+            Ok(()) => {
+                let used = format!(
+                    "\nwrote {0}; use it with `autodist plan --cluster … --calibration {0}`",
+                    path.display()
+                );
+                write!(text, "{}", terminal::wrapped(&used, &look::view()))
+            }
             // The fit took minutes, so it is printed for the user to keep.
             Err(_) => write!(text, "\nnot written to {}:\n{content}", path.display()),
         };
@@ -237,68 +280,76 @@ fn findings(rows: &[TableRow], before: &FreeParameters, after: &FreeParameters) 
     words::findings(before, after, &devices, nodes)
 }
 
-fn text(judged: &[Judged], findings: &[words::Finding], calibration: &Calibration, rows: usize) -> String {
-    let mut text = String::new();
+/// What the runs tell, and each of them.
+fn fitted(screen: &mut Screen, judged: &[Judged], findings: &[words::Finding], refused: usize) {
+    let others = match refused {
+        0 => String::new(),
+        1 => "; 1 other row cannot be used".to_owned(),
+        _ => format!("; {refused} other rows cannot be used"),
+    };
+    screen.paragraph(format!("fitted to {}{others}", plural(judged.len() as u64, "run")));
+    findings.iter().for_each(|finding| screen.prose(&format!("  {}", finding.text)));
+    if judged.is_empty() {
+        return;
+    }
+    let mut table = Table::new(&[
+        ("run", Align::Left),
+        ("measured", Align::Right),
+        ("predicted before", Align::Right),
+        ("after", Align::Right),
+        ("left out", Align::Right),
+    ]);
     let percent = |error: f64| format!("{:+.1} %", 100.0 * error);
-    let refused = rows - judged.len();
-    let count = |n: usize| if n == 1 { "1 run".to_owned() } else { format!("{n} runs") };
-    // Writing to a String cannot fail.
-    let _ = write!(text, "fitted to {}", count(judged.len()));
-    let _ =
-        if refused > 0 { writeln!(text, "; {refused} other rows cannot be used") } else { writeln!(text) };
-    for finding in findings {
-        let _ = writeln!(text, "  {}", finding.text);
-    }
-    if !judged.is_empty() {
-        let _ = writeln!(
-            text,
-            "\n{:<24} {:>10} {:>18} {:>18} {:>10}",
-            "run", "measured", "predicted before", "after", "left out"
-        );
-    }
+    let with = |seconds: f64, error: f64| format!("{} {}", Seconds(seconds), percent(error));
     for one in judged {
-        let with = |seconds: f64, error: f64| format!("{} {}", Seconds(seconds), percent(error));
-        let _ = writeln!(
-            text,
-            "{:<24} {:>10} {:>18} {:>18} {:>10}",
-            one_line(&one.id),
+        table.row([
+            one.id.clone(),
             Seconds(one.measured_s).to_string(),
             with(one.before_s, one.error_before),
             with(one.after_s, one.error_after),
             one.error_left_out.map_or("-".to_owned(), percent),
+        ]);
+    }
+    screen.blank();
+    screen.table(&table);
+}
+
+/// What a single run lacks.
+fn alone(screen: &mut Screen, runs: usize) {
+    if runs == 1 {
+        screen.paragraph(
+            "one run has nothing to be compared with: more runs, of other layouts, make the fit surer",
         );
     }
-    let _ = writeln!(text);
+}
+
+fn text(judged: &[Judged], findings: &[words::Finding], calibration: &Calibration, rows: usize) -> String {
+    let view = look::view();
+    let mut screen = Screen::new(&view);
+    fitted(&mut screen, judged, findings, rows - judged.len());
+    screen.blank();
+    let usual = 100.0 * calibration.error_bar;
     match &calibration.own {
         Some(own) => {
-            let _ = writeln!(
-                text,
-                "plans on {} with {}: ± {:.1} %, from {} and what the scatter of published runs leaves open; nine of ten further runs are expected within it",
+            screen.paragraph(format!(
+                "plans on {} with {}: ± {:.1} %, from {} and what the scatter of published runs leaves open; nine of ten further \
+                 runs are expected within it",
                 own.devices.join(", "),
                 own.trainers.join(", "),
                 100.0 * own.error_bar,
-                count(own.runs)
-            );
-            let _ = writeln!(
-                text,
-                "other devices, trainers and precisions: not changed by these runs; they keep the shipped efficiencies, with ± {:.1} % or more",
-                100.0 * calibration.error_bar
-            );
+                plural(own.runs as u64, "run")
+            ));
+            screen.paragraph(format!(
+                "other devices, trainers and precisions: not changed by these runs; they keep the shipped efficiencies, with ± \
+                 {usual:.1} % or more"
+            ));
         }
-        None => {
-            let _ = writeln!(
-                text,
-                "plans: ± {:.1} %: nine of ten of these runs, each predicted by a fit to other ones, and a margin for groups that were not seen; their median error is {:.1} %",
-                100.0 * calibration.error_bar,
-                100.0 * calibration.median_error
-            );
-        }
+        None => screen.paragraph(format!(
+            "plans: ± {usual:.1} %: nine of ten of these runs, each predicted by a fit to other ones, and a margin for groups \
+             that were not seen; their median error is {:.1} %",
+            100.0 * calibration.median_error
+        )),
     }
-    if judged.len() == 1 {
-        let _ = writeln!(
-            text,
-            "one run has nothing to be compared with: more runs, of other layouts, make the fit surer"
-        );
-    }
-    text
+    alone(&mut screen, judged.len());
+    screen.finish()
 }

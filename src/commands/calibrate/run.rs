@@ -1,14 +1,16 @@
 //! One measured run: its configuration, its step time, and its prediction.
 
 use crate::cli::{FigureArgs, MeasuredRunArgs, PriceArgs, SoftwareArgs};
-use crate::commands::catalogue::Figures;
+use crate::commands::catalogue::{Figures, Software};
 use crate::commands::estimate_unmeasured::Asked;
 use crate::commands::from_trainer::FlagsAndFile;
+use crate::commands::refused;
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::table::TableRow;
 use autodist_analytic::{FreeParameters, StepWork, Trainer, fit};
 use autodist_exporters::logs::{self, LoggedJob, StepTime};
+use autodist_planner::{MemoryShortfall, Planner};
 use autodist_spec::{InputError, Plan, Seconds, Utilisation};
 
 /// A run, the plan of which is priced again after the fit.
@@ -20,7 +22,37 @@ pub struct OwnRun<'a> {
     /// For the fit.
     pub row: TableRow,
     figures: Figures,
-    asked: Asked<'a>,
+    asked: Described<'a>,
+}
+
+/// What was run.
+enum Described<'a> {
+    Flags(Box<Asked<'a>>),
+    Plan(Box<Plan>, Software),
+}
+
+impl Described<'_> {
+    fn software(&self) -> &Software {
+        match self {
+            Self::Flags(asked) => &asked.software,
+            Self::Plan(_, software) => software,
+        }
+    }
+
+    /// # Errors
+    /// The plan cannot be priced.
+    fn plan(&self, figures: &Figures) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
+        match self {
+            Self::Flags(asked) => asked.plan(figures),
+            Self::Plan(given, software) => {
+                let (costs, reference) = figures.costs(&given.model, &given.job, software);
+                let planner =
+                    Planner::of_catalogue(&given.model, &given.cluster, &given.job, costs, &reference);
+                let priced = planner.priced(&given.strategy, Some(&given.stages));
+                priced.map_err(|error| refused(&given.strategy, error))
+            }
+        }
+    }
 }
 
 impl<'a> OwnRun<'a> {
@@ -32,20 +64,41 @@ impl<'a> OwnRun<'a> {
         figures: &FigureArgs,
         middle: &FreeParameters,
     ) -> Result<Self, Failure> {
+        let (figures, asked) = match &args.plan_file {
+            Some(path) => Self::of_plan(&input::nth_plan(path, args.number)?, figures, middle)?,
+            None => Self::of_flags(args, figures, middle)?,
+        };
+        let (plan, shortfall) = asked.plan(&figures)?;
+        if shortfall.is_some() {
+            output::note(&format!(
+                "{id}: by the prediction this run does not fit in memory, though it ran: see that the configuration is the one that was measured"
+            ));
+        }
+        let (measured_s, log) = time(id, args, &plan, Some(asked.software().trainer))?;
+        let before_s = plan.estimate.step_time_s.0;
+        plausible(id, &plan, measured_s)?;
+        let row = row(id, &figures, asked.software(), &plan, measured_s, middle)?;
+        Ok(Self { measured_s, log, before_s, row, figures, asked })
+    }
+
+    fn of_flags(
+        args: &'a MeasuredRunArgs,
+        figures: &FigureArgs,
+        middle: &FreeParameters,
+    ) -> Result<(Figures, Described<'a>), Failure> {
         let Some(cluster) = &args.cluster else {
             let error =
                 InputError::new("--cluster", "", "is required: on which machines was the time measured?");
-            return Err(error.hint("e.g. `--cluster 2x8xh100-80gb-sxm@8x400gbps`").into());
+            return Err(error
+                .hint("e.g. `--cluster 2x8xh100-80gb-sxm@8x400gbps`, or `--profile` for the machine of a profile")
+                .into());
         };
         if args.model.is_none() && args.from.is_empty() {
-            let error = InputError::new("--model", "", "is required without --from");
+            let error = InputError::new("--model", "", "is required without --from and --plan-file");
             return Err(error.hint("e.g. `--model llama3-8b`, or the path of a config.json").into());
         }
         let price = PriceArgs { profile: None, cluster: None, device_memory: None, price: None };
-        let mut figures = Figures::of(cluster, figures, &price)?;
-        figures.parameters = *middle;
-        // Every run is predicted by the efficiencies that are being fitted.
-        figures.calibration.own = None;
+        let figures = fitted(Figures::of(cluster, figures, &price)?, middle);
         let request = FlagsAndFile {
             from: &args.from,
             model: args.model.as_deref(),
@@ -55,17 +108,21 @@ impl<'a> OwnRun<'a> {
         };
         let software = SoftwareArgs { trainer: args.trainer, ..SoftwareArgs::default() };
         let asked = Asked::of(request, software, &figures)?;
-        let (plan, shortfall) = asked.plan(&figures)?;
-        if shortfall.is_some() {
-            output::note(&format!(
-                "{id}: by the prediction this run does not fit in memory, though it ran: see that the configuration is the one that was measured"
-            ));
-        }
-        let (measured_s, log) = time(id, args, &plan, asked.software.trainer)?;
-        let before_s = plan.estimate.step_time_s.0;
-        plausible(id, &plan, measured_s)?;
-        let row = row(id, &figures, &asked, &plan, measured_s, middle)?;
-        Ok(Self { measured_s, log, before_s, row, figures, asked })
+        Ok((figures, Described::Flags(Box::new(asked))))
+    }
+
+    fn of_plan(
+        plan: &Plan,
+        figures: &FigureArgs,
+        middle: &FreeParameters,
+    ) -> Result<(Figures, Described<'a>), Failure> {
+        let found = Figures::of_plan(plan, figures)?;
+        let (figures, software) = found.ok_or_else(|| {
+            let problem = "was made from a profile, but other runs of this command have none";
+            InputError::new("--plan-file", &plan.cluster.name, problem)
+                .hint("give that profile for all runs with `--profile`, or calibrate with this run alone")
+        })?;
+        Ok((fitted(figures, middle), Described::Plan(Box::new(plan.clone()), software)))
     }
 
     /// The prediction with other efficiencies.
@@ -79,12 +136,19 @@ impl<'a> OwnRun<'a> {
     }
 }
 
+/// Every run is predicted by the efficiencies that are being fitted.
+fn fitted(mut figures: Figures, middle: &FreeParameters) -> Figures {
+    figures.parameters = *middle;
+    figures.calibration.own = None;
+    figures
+}
+
 /// How many times as long as predicted, or as short, a step may take: more is another unit, or another run.
 const MOST: f64 = 5.0;
 
 /// # Errors
 /// A time that the devices cannot reach, or that is far from any prediction.
-fn plausible(id: &str, plan: &Plan, measured_s: f64) -> Result<(), InputError> {
+pub fn plausible(id: &str, plan: &Plan, measured_s: f64) -> Result<(), InputError> {
     let all = Utilisation::of(&plan.model, &plan.job, &plan.cluster, Seconds(measured_s));
     let predicted = plan.estimate.step_time_s;
     let times = measured_s / predicted.0;
@@ -103,11 +167,14 @@ fn plausible(id: &str, plan: &Plan, measured_s: f64) -> Result<(), InputError> {
 }
 
 /// The measured time: given, or from a log.
-fn time(
+///
+/// # Errors
+/// There is none, the log cannot be read, or it is of another run.
+pub fn time(
     id: &str,
     args: &MeasuredRunArgs,
     plan: &Plan,
-    asked_trainer: Trainer,
+    trainer: Option<Trainer>,
 ) -> Result<(f64, Option<StepTime>), Failure> {
     let Some(path) = &args.log else {
         let Some(measured) = args.measured else {
@@ -141,15 +208,15 @@ fn time(
         if dropped.is_empty() { String::new() } else { format!("; not counted: {}", dropped.join(", ")) };
     output::note(&format!(
         "{of}{file} is a log of {}: median step time {}{spread} of {} lines{dropped}",
-        log.format.name(),
+        log.format.words(),
         Seconds(time.seconds),
         time.lines
     ));
     log.notes.iter().for_each(|note| output::note(&format!("{id}: {note}")));
-    if !log.format.may_be_of(asked_trainer.name()) {
+    if let Some(trainer) = trainer.filter(|trainer| !log.format.may_be_of(trainer.name())) {
         output::warn(&format!(
-            "{of}{file} is a log of {}, but the run is described as one of {asked_trainer}: see that both are of the same run",
-            log.format.name()
+            "{of}{file} is a log of {}, but the run is described as one of {trainer}: see that both are of the same run",
+            log.format.words()
         ));
     }
     compare_memory(id, log.memory, plan);
@@ -180,12 +247,12 @@ fn compare_memory(id: &str, memory: logs::PeakMemory, plan: &Plan) {
 fn row(
     id: &str,
     figures: &Figures,
-    asked: &Asked,
+    software: &Software,
     plan: &Plan,
     measured_s: f64,
     middle: &FreeParameters,
 ) -> Result<TableRow, Failure> {
-    let run = figures.run_of(plan, &asked.software).ok_or_else(|| {
+    let run = figures.run_of(plan, software).ok_or_else(|| {
         InputError::new(
             "--cluster",
             &plan.cluster.name,

@@ -125,6 +125,21 @@ pub fn findings(
     found
 }
 
+/// How steps of a trainer differ from those that a profile predicts.
+pub fn of_profile(factor: f64, file: &str) -> Finding {
+    let percent = 100.0 * (factor - 1.0).abs();
+    let causes = "data loading, logging, other kernels or other load are not in the profile";
+    let text = match factor {
+        factor if (factor - 1.0).abs() <= NOTABLE => format!("steps take as long as {file} predicts"),
+        factor if factor >= 2.0 => {
+            format!("steps take {factor:.1} times as long as {file} predicts: {causes}")
+        }
+        factor if factor > 1.0 => format!("steps take {percent:.0} % longer than {file} predicts: {causes}"),
+        _ => format!("steps take {percent:.0} % less time than {file} predicts"),
+    };
+    Finding { text, speed: Some(1.0 / factor) }
+}
+
 fn rate(what: &str, ratio: f64) -> Finding {
     let change = 100.0 * (ratio - 1.0).abs();
     let text = match ratio {

@@ -76,6 +76,7 @@ pub fn plan(
         reference_s: Seconds(0.0),
         devices: DeviceKind::Cuda,
         emulated: false,
+        correction: None,
         engine: Engine::Native,
     });
     Plan {
