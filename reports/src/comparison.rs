@@ -25,10 +25,12 @@ pub fn text(comparison: &ClusterComparison, sizes: bool, view: &TerminalView) ->
     }
     networks(&mut screen, comparison, sizes);
     let job = &comparison.job;
+    let trained =
+        if job.trainable.is_all() { String::new() } else { format!(" ({})", job.trainable.label()) };
     screen.line(
         "for",
         format!(
-            "{} in {}: {} sequences of {} tokens per step",
+            "{}{trained} in {}: {} sequences of {} tokens per step",
             comparison.model,
             job.precision,
             count(job.global_batch.into()),

@@ -471,7 +471,7 @@ pub(crate) fn kernels(plan: &Plan, all: bool) -> Option<String> {
     }
     let of = |given, flag: &str| {
         if given {
-            format!("given by {flag}")
+            "as given".to_owned()
         } else {
             format!("assumed: {}'s default, {flag} changes it", clean(&reference.trainer))
         }

@@ -3,7 +3,7 @@
 use crate::catalog::closest;
 
 /// Other names of the same architectures, and sizes that are the only ones of their family, without hyphens.
-const SAME: [(&str, &str); 22] = [
+const SAME: [(&str, &str); 28] = [
     ("llama3.370b", "llama3.1-70b"),
     ("llama3.1405b", "llama3-405b"),
     ("llama417b128e", "llama4-maverick"),
@@ -23,13 +23,23 @@ const SAME: [(&str, &str); 22] = [
     ("c4aicommandrv01", "command-r-35b"),
     ("llama4scout17b16e", "llama4-scout"),
     ("llama417b16e", "llama4-scout"),
+    ("llama3.1nemotron70b", "llama3.1-70b"),
+    ("deepseekr1distillqwen7b", "qwen2.5-7b"),
+    ("deepseekr1distillqwen14b", "qwen2.5-14b"),
+    ("deepseekr1distillqwen32b", "qwen2.5-32b"),
+    ("deepseekr1distillllama8b", "llama3.1-8b"),
+    ("deepseekr1distillllama70b", "llama3.1-70b"),
     ("mistral7bv0.1", "mistral-7b"),
     ("mixtral8x7bv0.1", "mixtral-8x7b"),
     ("mixtral8x22bv0.1", "mixtral-8x22b"),
 ];
 
-/// Words after a name that change neither the shape nor the size.
-const TUNED: [&str; 10] = ["instruct", "chat", "base", "hf", "it", "pt", "bf16", "2407", "original", "v1"];
+/// Words after a name that change neither the shape nor the size: how a model was tuned, when, and how its checkpoint is
+/// stored.
+const TUNED: [&str; 20] = [
+    "instruct", "chat", "base", "hf", "it", "pt", "bf16", "2407", "2507", "original", "v1", "thinking",
+    "unsloth", "bnb", "4bit", "8bit", "gptq", "awq", "int4", "int8",
+];
 
 /// The name without what does not matter for the architecture: `llama3.18b` of `meta-llama/Llama-3.1-8B-Instruct`.
 fn plain(written: &str) -> String {
@@ -142,6 +152,12 @@ mod tests {
             ("openai/gpt-oss-20b", "gpt-oss-20b"),
             ("openai-community/gpt2-xl", "gpt2-xl"),
             ("microsoft/phi-4", "phi4-14b"),
+            ("unsloth/Qwen2.5-7B-Instruct-bnb-4bit", "qwen2.5-7b"),
+            ("unsloth/llama-3-8b-bnb-4bit", "llama3-8b"),
+            ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", "qwen2.5-7b"),
+            ("Qwen/Qwen3-30B-A3B-Instruct-2507", "qwen3-30b-a3b"),
+            ("deepseek-ai/DeepSeek-R1-Distill-Qwen-32B", "qwen2.5-32b"),
+            ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "llama3.1-8b"),
             ("GPT3-175B", "gpt3-175b"),
         ] {
             assert_eq!(model(written).map(|model| model.name), Ok(expected.to_owned()), "{written}");

@@ -109,6 +109,7 @@ fn best_on(
     software: &Software,
 ) -> Result<(Job, ComparedCluster), Failure> {
     let mut job = input::job(&args.job, None, None, Some(figures.precision_for(&args.job)?))?;
+    job.trainable.check_model(model).map_err(|error| input::blame_trainable(error, &args.job))?;
     let limits = SearchLimits { top: 1, ..SearchLimits::default() };
     // Degrees that do not divide one size of a cluster may divide another.
     let plan = input::narrow(&mut job, &args.strategy, figures.cluster.device_count())

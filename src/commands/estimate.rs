@@ -7,6 +7,7 @@ use super::{Prices, check_prices, prices, profile_of, refused, without_profile};
 use crate::cli::{EstimateArgs, PriceArgs};
 use crate::failure::Failure;
 use crate::{input, look, output, price};
+use autodist_cost_model::ParameterBytes;
 use autodist_planner::{Comparison, MemoryShortfall, PlanError, Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
@@ -105,6 +106,9 @@ fn of_profile(args: &EstimateArgs) -> Result<(), Failure> {
         return print(args, &plan, None, "");
     }
     let (plan, shortfall) = asked.plan()?;
+    if let Some(given) = asked.request.given.as_ref().filter(|_| !args.json) {
+        super::understood::note(given, &plan);
+    }
     let comparison = if asked.request.given.is_some() && !args.json && plan.fits {
         compared_with_the_best(&plan, &asked.prices)
     } else {
@@ -178,6 +182,10 @@ impl<'a> AskedMeasured<'a> {
         let (mut plan, shortfall) =
             planner.priced(&strategy, stages.as_deref()).map_err(|error| blame(refused(&strategy, error)))?;
         plan.name_profile(&prices.path.display().to_string());
+        if let Some(given) = given {
+            let each = ParameterBytes::of(job.precision, job.optimizer);
+            plan.understood = super::understood::settings(given, request.flags, &plan, &each);
+        }
         Ok((plan, shortfall))
     }
 }

@@ -25,14 +25,9 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
             plan::fastest_part(&figures, &asked.request.model, job, &asked.software_of_search(), limits)?;
         return estimate::print(args, &plan, None, "");
     }
-    let (mut plan, shortfall) = asked.plan(&figures)?;
-    if let Some(given) = &asked.request.given {
-        let (costs, _) = figures.costs(&asked.request.model, &plan.job, &asked.software);
-        let each = costs.parameter_bytes(&plan.strategy);
-        plan.understood = super::understood::settings(given, asked.request.flags, &plan, each);
-        if !args.json {
-            super::understood::note(given, &plan);
-        }
+    let (plan, shortfall) = asked.plan(&figures)?;
+    if let Some(given) = asked.request.given.as_ref().filter(|_| !args.json) {
+        super::understood::note(given, &plan);
     }
     estimate::print(args, &plan, shortfall, "")
 }
@@ -143,7 +138,13 @@ impl<'a> Asked<'a> {
     /// # Errors
     /// The strategy is not legal or not priced.
     pub fn plan(&self, figures: &Figures) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
-        one(figures, self).map_err(|failure| self.request.blame(failure))
+        let (mut plan, shortfall) = one(figures, self).map_err(|failure| self.request.blame(failure))?;
+        if let Some(given) = &self.request.given {
+            let (costs, _) = figures.costs(&self.request.model, &plan.job, &self.software);
+            let each = costs.parameter_bytes(&plan.strategy);
+            plan.understood = super::understood::settings(given, self.request.flags, &plan, each);
+        }
+        Ok((plan, shortfall))
     }
 
     /// The strategy of the flags on `devices` devices, and what it assumes. Without `--recompute` it has no

@@ -61,6 +61,7 @@ fn of_profile(args: &PlanArgs, limits: SearchLimits) -> Result<Plan, Failure> {
         return search(&args.strategy, args.fewer.all(true));
     }
     let (given, shortfall) = asked.plan()?;
+    note_understood(args, &asked.request, &given);
     let mut job = job.clone();
     devices::leave_out(prices.profile.environment.devices, &mut job);
     engine::leave_out(prices.profile.environment.engine, &mut job);
@@ -111,6 +112,7 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
         return fastest_part(&figures, model, job, &software, limits);
     }
     let (given, shortfall) = asked.plan(&figures)?;
+    note_understood(args, &asked.request, &given);
     let mut job = job_asked.clone();
     software::narrow(&mut job, software.trainer)?;
     let (costs, reference) = figures.costs(model, &job, &software);
@@ -120,6 +122,13 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
     let limits = (limits, args.fewer.all(true));
     let best = fastest_part(&figures, model, job_asked.clone(), &software, limits);
     with_given(best, given, shortfall, variants, &args.from)
+}
+
+/// Prints what was understood of a trainer's file; the document has it, too.
+fn note_understood(args: &PlanArgs, request: &JobRequest<'_>, theirs: &Plan) {
+    if let Some(given) = request.given.as_ref().filter(|_| !args.json) {
+        super::understood::note(given, theirs);
+    }
 }
 
 /// The best plan, with the strategy of a trainer's file and the smallest changes to it.
@@ -147,7 +156,8 @@ fn with_given(
         (Err(failure), _) => return Err(failure),
     };
     let by_hand = format.as_ref().map_or_else(Vec::new, |format| format.of(&plan));
-    let Plan { strategy, stages, estimate, fits, assumptions, .. } = given;
+    let Plan { strategy, stages, estimate, fits, assumptions, understood, .. } = given;
+    plan.understood = understood;
     let changes = Change::between((&strategy, &stages), (&plan.strategy, &plan.stages));
     let source = file.to_owned();
     let given = GivenStrategy {

@@ -5,7 +5,7 @@ use crate::{look, output};
 use autodist_cost_model::ParameterBytes;
 use autodist_exporters::Field;
 use autodist_reports::plural;
-use autodist_spec::{Optimizer, Plan, Said, UnderstoodSetting};
+use autodist_spec::{CatalogueReference, Optimizer, Plan, Said, UnderstoodSetting};
 use std::collections::BTreeMap;
 
 const FIELDS: [Field; 17] = [
@@ -45,55 +45,51 @@ pub fn settings(
     all
 }
 
-/// The software and its kernels, and the bytes of the state of each parameter.
+/// The software and its kernels, and the bits of the state of each parameter.
 fn software(given: &Given, plan: &Plan, each: &ParameterBytes) -> Vec<UnderstoodSetting> {
-    let Some(catalogue) = plan.cost_source.catalogue() else { return Vec::new() };
-    let one = |setting: &str, value: String, said: Said, flag: Option<&str>| UnderstoodSetting {
-        setting: setting.to_owned(),
-        value,
-        said,
-        key: flag.filter(|_| said == Said::ByFlag).map(str::to_owned),
-    };
-    let trainer = if given.trainer().is_some_and(|trainer| trainer.name() == catalogue.trainer) {
-        Said::ByFile
-    } else {
-        Said::ByNobody
-    };
-    let mut all = vec![one("trainer", format!("priced as {}", catalogue.trainer), trainer, None)];
-    if let Some(kernels) = &catalogue.kernels {
-        let said = |is_given: bool, named: bool| match (is_given, named) {
-            (true, true) => Said::ByFile,
-            (true, false) => Said::ByFlag,
-            (false, _) => Said::ByDefault,
-        };
-        let named = given.named_kernels();
-        let attention = said(kernels.attention_given, named.attention.is_some());
-        all.push(one(
-            "attention",
-            format!("{} attention", kernels.attention),
-            attention,
-            Some("--attention"),
-        ));
-        let loss = said(kernels.loss_given, named.loss.is_some());
-        all.push(one("loss", format!("{} loss", kernels.loss), loss, Some("--loss")));
-        if !kernels.blocks.is_empty() {
-            let blocks = match (named.blocks.is_some(), named.blocks_by_default) {
-                (true, true) => Said::ByDefault,
-                (true, false) => Said::ByFile,
-                (false, _) => Said::ByFlag,
-            };
-            all.push(one("blocks", format!("{} blocks", kernels.blocks), blocks, Some("--blocks")));
-        }
-    }
-    let states = if plan.job.states.is_usual() { Said::ByDefault } else { Said::ByFile };
-    let bits = |bytes: f64| 8.0 * bytes;
+    let mut all = plan.cost_source.catalogue().map_or_else(Vec::new, |priced| kernels(given, priced));
+    let [weight, gradient, state] = [each.weight, each.gradient, each.state].map(|bytes| 8.0 * bytes);
     let words = format!(
-        "{} bits of weights, {} of gradients and {} of optimizer state for each parameter",
-        bits(each.weight),
-        bits(each.gradient),
-        bits(each.state)
+        "{weight} bits of weights, {gradient} of gradients and {state} of optimizer state for each parameter"
     );
-    all.push(one("states", words, states, None));
+    let said = if plan.job.states.is_usual() { Said::ByDefault } else { Said::ByFile };
+    all.push(setting("states", words, said, None));
+    all
+}
+
+fn setting(name: &str, value: String, said: Said, flag: Option<&str>) -> UnderstoodSetting {
+    let key = flag.filter(|_| said == Said::ByFlag).map(str::to_owned);
+    UnderstoodSetting { setting: name.to_owned(), value, said, key }
+}
+
+fn kernels(given: &Given, priced: &CatalogueReference) -> Vec<UnderstoodSetting> {
+    let own = given.trainer().is_some_and(|trainer| trainer.name() == priced.trainer);
+    let trainer = if own { Said::ByFile } else { Said::ByNobody };
+    let mut all = vec![setting("trainer", format!("priced as {}", priced.trainer), trainer, None)];
+    let Some(kernels) = &priced.kernels else { return all };
+    let named = given.named_kernels();
+    // A flag overrides what the file names.
+    let said = |is_given: bool, named: Option<&str>, value: &str| match (is_given, named) {
+        (false, _) => Said::ByDefault,
+        (true, Some(name)) if name == value => Said::ByFile,
+        (true, _) => Said::ByFlag,
+    };
+    let attention = said(kernels.attention_given, named.attention, &kernels.attention);
+    all.push(setting(
+        "attention",
+        format!("{} attention", kernels.attention),
+        attention,
+        Some("--attention"),
+    ));
+    let loss = said(kernels.loss_given, named.loss, &kernels.loss);
+    all.push(setting("loss", format!("{} loss", kernels.loss), loss, Some("--loss")));
+    if !kernels.blocks.is_empty() {
+        let blocks = match said(true, named.blocks, &kernels.blocks) {
+            Said::ByFile if named.blocks_by_default => Said::ByDefault,
+            other => other,
+        };
+        all.push(setting("blocks", format!("{} blocks", kernels.blocks), blocks, Some("--blocks")));
+    }
     all
 }
 

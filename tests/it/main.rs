@@ -10,6 +10,7 @@ mod blocks;
 mod catalogue;
 mod common;
 mod contract;
+mod corpus;
 mod corrected;
 mod cross_check;
 mod doubts;

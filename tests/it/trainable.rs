@@ -89,6 +89,18 @@ fn what_cannot_be_is_refused_by_its_flag() {
         assert_eq!(refused.code, Some(2), "{flags}: {}{}", refused.out, refused.err);
         assert!(refused.err.contains(text), "{flags}: {}", refused.err);
     }
+    let compared = "compare 1x1xa100-80gb-sxm 1x1xh100-80gb-sxm --model gpt2 --global-batch 8 --seq-len 512";
+    for (flags, text) in [
+        ("--freeze blocks:0-99", "--freeze"),
+        ("--lora-rank 8 --lora-targets gate", "--lora-targets"),
+        ("--lora-rank 8 --base-bits 4", "--base-bits"),
+    ] {
+        let refused = line(folder.path(), &format!("{compared} {flags}"));
+        assert_eq!(refused.code, Some(2), "{flags}: {}{}", refused.out, refused.err);
+        assert!(refused.err.contains(text), "{flags}: {}", refused.err);
+    }
+    let adapted = line(folder.path(), &format!("{compared} --lora-rank 8"));
+    assert!(adapted.out.contains("gpt2 (LoRA rank 8 on q, v) in bf16"), "{}{}", adapted.out, adapted.err);
     let split = line(
         folder.path(),
         &format!("estimate {base} --lora-rank 8 --base-bits 4 --trainer fsdp2 --tp 2 --dp 4 --micro-batch 1"),

@@ -96,7 +96,9 @@ def train(arguments: argparse.Namespace) -> int:
         outcome = trainer.train(task, world)
     except (Refused, BadInput) as error:
         if world.rank == 0:
-            print(f"error: {arguments.plan}: {error}", file=sys.stderr)
+            print(f"error: {arguments.plan}: {error}", file=sys.stderr, flush=True)
+        # torchrun stops the others when the first rank has exited. All ranks refuse a plan alike.
+        dist.barrier()
         return 2
     gathered: list[Any] = [None] * world.size
     dist.all_gather_object(gathered, outcome)
